@@ -1,0 +1,53 @@
+"""Invertible Gaussian Reparameterization: relaxed categorical variables from Gaussian noise."""
+
+from igr import constraints, functional, kl, objectives
+from igr.distributions import (
+    IGR,
+    GumbelSoftmax,
+    PlanarIGR,
+    RecoveredCategorical,
+    Relaxation,
+    SharpStickBreakingIGR,
+    SoftmaxIGR,
+    StickBreakingIGR,
+)
+from igr.kl import monte_carlo_kl, plug_in_kl
+from igr.objectives import elbo, importance_weighted_bound, released_estimate
+from igr.transforms import (
+    Close,
+    Compose,
+    Planar,
+    Sharpen,
+    SoftmaxPlusPlus,
+    StickBreaking,
+    VertexInterpolation,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "IGR",
+    "Close",
+    "Compose",
+    "GumbelSoftmax",
+    "Planar",
+    "PlanarIGR",
+    "RecoveredCategorical",
+    "Relaxation",
+    "SharpStickBreakingIGR",
+    "Sharpen",
+    "SoftmaxIGR",
+    "SoftmaxPlusPlus",
+    "StickBreaking",
+    "StickBreakingIGR",
+    "VertexInterpolation",
+    "constraints",
+    "elbo",
+    "functional",
+    "importance_weighted_bound",
+    "kl",
+    "monte_carlo_kl",
+    "objectives",
+    "plug_in_kl",
+    "released_estimate",
+]

@@ -1,0 +1,58 @@
+"""Argument checks whose errors name the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["broadcast", "positive", "satisfies", "values_can_be_read"]
+
+
+def values_can_be_read(*tensors: Tensor) -> bool:
+    """Whether a check may look at values: not while compiling or under `torch.func.vmap`."""
+    if torch.compiler.is_compiling():
+        return False
+    return not any(torch._C._functorch.is_batchedtensor(t) for t in tensors)
+
+
+def enabled(validate_args: bool | None) -> bool:
+    """Whether to check: the argument, or torch's own default where it is None."""
+    return Distribution._validate_args if validate_args is None else validate_args
+
+
+def satisfies(name: str, value: Tensor, valid: Tensor, expected: str) -> None:
+    """Raise ValueError unless every element of `valid` is true."""
+    if not values_can_be_read(value, valid) or bool(valid.all()):
+        return
+    bad = value[~valid] if valid.shape == value.shape else value
+    example = bad.detach().flatten()[:3].tolist()
+    raise ValueError(
+        f"{name}: expected {expected}, got a tensor of shape {tuple(value.shape)} "
+        f"with {int((~valid).sum())} invalid element(s), such as {example}"
+    )
+
+
+def positive(name: str, value: float | Tensor, validate_args: bool | None = None) -> None:
+    """Raise ValueError unless `value` is positive and finite."""
+    if isinstance(value, Tensor):
+        if enabled(validate_args):
+            satisfies(name, value, (value > 0) & (value < torch.inf), "positive finite values")
+    elif not isinstance(value, (int, float)):
+        raise ValueError(
+            f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
+        )
+    elif not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive finite number, got {value}")
+
+
+def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:
+    """Broadcast tensors against each other, or raise ValueError that names them."""
+    first, *others = tensors.values()
+    if all(t.shape == first.shape for t in others):
+        return tuple(tensors.values())
+    try:
+        return tuple(torch.broadcast_tensors(*tensors.values()))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"expected shapes that broadcast, got {shapes}") from None

@@ -1,0 +1,751 @@
+r"""Relaxed categorical distributions: the IGR family and the Gumbel-Softmax.
+
+Samples lie on the K-simplex, ``event_shape == (K,)``; densities are with respect to the first K-1 coordinates, as
+torch's own simplex distributions have it. Parameters of an IGR are ``(*batch, K-1)``. With parameters in half
+precision, samples are in half precision and logarithms and densities in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    Normal,
+    OneHotCategorical,
+    TransformedDistribution,
+    constraints,
+)
+from torch.distributions.transforms import Transform
+
+from igr import _checks, functional
+from igr.constraints import simplex
+from igr.discrete import argmax_log_probs
+from igr.transforms import Compose, Sharpen, SoftmaxPlusPlus, StickBreaking
+
+__all__ = [
+    "IGR",
+    "GumbelSoftmax",
+    "PlanarIGR",
+    "RecoveredCategorical",
+    "Relaxation",
+    "SharpStickBreakingIGR",
+    "SoftmaxIGR",
+    "StickBreakingIGR",
+]
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class RecoveredCategorical(OneHotCategorical):
+    """A torch ``OneHotCategorical`` that says how well it is known.
+
+    Args:
+        probs, logits: as for ``OneHotCategorical``.
+        standard_error: of each probability, ``(*batch, K)``, where they were estimated; None where they were computed.
+    """
+
+    def __init__(
+        self,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        standard_error: Tensor | None = None,
+    ) -> None:
+        # The values come from a distribution that was checked.
+        super().__init__(probs=probs, logits=logits, validate_args=False)
+        self.standard_error = standard_error
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RecoveredCategorical:
+        new = self._get_checked_instance(RecoveredCategorical, _instance)
+        error = self.standard_error
+        new.standard_error = None if error is None else error.expand(*batch_shape, -1)
+        return super().expand(batch_shape, _instance=new)
+
+
+class Relaxation(Distribution):
+    """A continuous distribution on the K-simplex that relaxes a categorical one.
+
+    Abstract: `IGR` and `GumbelSoftmax` say how a sample and its density are drawn in log space, this class what
+    follows from that.
+    """
+
+    has_rsample = True
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return simplex
+
+    @property
+    def num_categories(self) -> int:
+        """K."""
+        return self.event_shape[-1]
+
+    @abstractmethod
+    def rsample_log(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw log z, ``(*sample_shape, *batch, K)``: finite where z itself underflows."""
+
+    @abstractmethod
+    def rsample_log_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw log z and its exact log-density (with respect to z), without inverting the map."""
+
+    @abstractmethod
+    def log_prob(self, value: Tensor | None = None, *, log_value: Tensor | None = None) -> Tensor:
+        """Log-density of z, given as `value` or by its logarithm: ``(*sample_shape, *batch)``.
+
+        It is -inf, with a gradient of zero, for a point outside the image of the map, an exact zero included.
+
+        Raises:
+            ValueError: unless exactly one of `value` and `log_value` is given, and lies on the simplex.
+        """
+
+    @abstractmethod
+    def _cast(self, z: Tensor) -> Tensor:
+        """z in the dtype of the parameters."""
+
+    @abstractmethod
+    def hard_scores(self, log_value: Tensor) -> Tensor:
+        """Scores whose largest names the category that a sample relaxes."""
+
+    @abstractmethod
+    def discrete(self) -> RecoveredCategorical:
+        """The categorical distribution that is relaxed."""
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw z, ``(*sample_shape, *batch, K)``, differentiably."""
+        return self._cast(self.rsample_log(sample_shape).exp())
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw z without gradients."""
+        return self.rsample(sample_shape)
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draw z and its exact log-density, which is finite also where a coordinate of z underflows to 0."""
+        log_z, log_prob = self.rsample_log_and_log_prob(sample_shape)
+        return self._cast(log_z.exp()), log_prob
+
+    def hard(self, value: Tensor | None = None, *, log_value: Tensor | None = None) -> Tensor:
+        """One-hot vector of the category that a relaxed sample stands for (the limit of Proposition 1).
+
+        Args:
+            value: samples ``(*sample_shape, *batch, K)``, or give their logarithms as `log_value`.
+        """
+        given = _one_of(value, log_value)
+        log_z = given.log() if log_value is None else log_value
+        return functional.one_hot_argmax(self.hard_scores(log_z)).to(given.dtype)
+
+    def straight_through(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw one-hot vectors that carry the gradient of the relaxed sample."""
+        log_z = self.rsample_log(sample_shape)
+        hard = functional.one_hot_argmax(self.hard_scores(log_z))
+        return self._cast(functional.straight_through(hard, log_z.exp()))
+
+    def _read(
+        self, value: Tensor | None, log_value: Tensor | None, allowed: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """log z with stand-ins where it is infinite, and a mask of the points that may have a density.
+
+        Categories that are not allowed are stood in for by 0.
+        """
+        given = _one_of(value, log_value)
+        if given.dim() < 1 or given.shape[-1] != self.num_categories:
+            raise ValueError(
+                f"value: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
+            )
+        given = functional.full_precision(given)
+        if self._validate_args and value is not None:
+            _checks.satisfies("value", value, simplex.check(value), "points of the simplex")
+        zero = 0.0 if log_value is None else -torch.inf
+        missing = given == zero
+        if allowed is None:
+            inside = ~missing.any(-1)
+        else:
+            inside = (missing != allowed).all(-1)
+        centre = torch.full_like(given, 1.0 if log_value is None else 0.0)
+        safe = torch.where(missing | ~inside.unsqueeze(-1), centre, given)
+        if log_value is not None:
+            return safe, inside
+        # A subnormal weight has a value, but a gradient that overflows: it gets none.
+        tiny = torch.finfo(safe.dtype).tiny
+        return torch.where(safe < tiny, safe.detach(), safe).log(), inside
+
+
+def _one_of(value: Tensor | None, log_value: Tensor | None) -> Tensor:
+    if (value is None) == (log_value is None):
+        raise ValueError("expected exactly one of value and log_value")
+    return value if value is not None else log_value  # type: ignore[return-value]
+
+
+class _Normal(Normal):
+    """torch's Normal, with noise that `torch.func.vmap` can draw."""
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.loc + self.scale * self.noise(sample_shape)
+
+    def noise(self, sample_shape: Sequence[int]) -> Tensor:
+        shape = (*sample_shape, *self.loc.shape)
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+class IGR(Relaxation, TransformedDistribution):
+    r"""Gaussian noise pushed through an invertible map onto the simplex.
+
+    .. math:: y = \mu + \operatorname{diag}(\sigma) \epsilon, \quad \tilde z = g(y, \tau), \quad
+              q(\tilde z) = \mathcal N(y \mid \mu, \sigma) \, |\det J_g(y, \tau)|^{-1} \qquad (10)-(12)
+
+    Args:
+        loc, scale: ``(*batch, K-1)``; `scale` is positive. They broadcast against each other and against the
+            parameters of the map, such as a temperature for each element of the batch.
+        transform: invertible map from R^(K-1) to the K-simplex: `SoftmaxPlusPlus`, a `Compose`, or any torch
+            transform that ends on the simplex.
+        validate_args: check values; torch's default where None.
+
+    Raises:
+        ValueError: if a parameter is out of its range, shapes do not fit, or the map does not end on the simplex.
+
+    Source: paper, section 3.
+
+    >>> q = IGR(torch.zeros(5, 2), torch.ones(5, 2), SoftmaxPlusPlus(0.5))
+    >>> q.batch_shape, q.event_shape
+    (torch.Size([5]), torch.Size([3]))
+    >>> z, log_prob = q.rsample_and_log_prob()
+    >>> torch.allclose(q.log_prob(z), log_prob, atol=1e-4)
+    True
+    """
+
+    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}  # noqa: RUF012
+    transform: Compose
+    allowed: Tensor | None = None
+    _active: Tensor | None = None  # the base coordinates that matter where some categories are not allowed
+
+    def __init__(
+        self, loc: Tensor, scale: Tensor, transform: Transform, validate_args: bool | None = None
+    ) -> None:
+        loc, scale = _as_tensor("loc", loc), _as_tensor("scale", scale)
+        loc, scale = _checks.broadcast(loc=loc, scale=scale)
+        if loc.dim() < 1 or loc.shape[-1] < 1:
+            raise ValueError(
+                f"loc: expected shape (*batch, K-1) with K >= 2, got {tuple(loc.shape)}"
+            )
+        if _checks.enabled(validate_args):
+            _checks.satisfies("loc", loc, loc.isfinite(), "finite values")
+            _checks.satisfies("scale", scale, (scale > 0) & scale.isfinite(), "positive finite values")
+        base = Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        self._set_up(base, transform, validate_args)
+
+    @classmethod
+    def from_base(
+        cls, base: Distribution, transform: Transform, validate_args: bool | None = None
+    ) -> IGR:
+        r"""The same construction from another base with reparameterization (section 3 of the paper allows any).
+
+        Args:
+            base: distribution over R^(K-1) with ``rsample``; closed-form KL needs one registered with torch for it.
+            transform: as for `IGR`.
+
+        >>> base = torch.distributions.Laplace(torch.zeros(2), torch.ones(2))
+        >>> IGR.from_base(torch.distributions.Independent(base, 1), SoftmaxPlusPlus(0.5)).rsample().shape
+        torch.Size([3])
+        """
+        if len(base.event_shape) != 1:
+            raise ValueError(
+                f"base: expected event_shape (K-1,), got {tuple(base.event_shape)}; "
+                "wrap a distribution of single numbers in torch.distributions.Independent(base, 1)"
+            )
+        if not base.has_rsample:
+            raise ValueError(f"base: expected a distribution with rsample, got {base}")
+        new = IGR.__new__(IGR)
+        new._set_up(base, transform, validate_args)
+        return new
+
+    def _set_up(
+        self, base: Distribution, transform: Transform, validate_args: bool | None
+    ) -> None:
+        self.transform = transform if isinstance(transform, Compose) else Compose([transform])
+        closed = self.transform.codomain
+        if closed is not simplex and closed is not constraints.simplex:
+            raise ValueError(
+                f"transform: expected a map that ends on the simplex, got one that ends on {closed}; "
+                "append igr.SoftmaxPlusPlus, igr.Sharpen or igr.Close"
+            )
+        if self.transform.domain.event_dim != 1 or self.transform.takes_corner:
+            raise ValueError(f"transform: expected a map of R^(K-1), got one of {self.transform.domain}")
+        batch = base.batch_shape
+        if added := self.transform.batch_shape():
+            try:
+                batch = torch.broadcast_shapes(batch, added)
+            except RuntimeError:
+                raise ValueError(
+                    f"temperature and other parameters of the map: expected shapes that broadcast against the "
+                    f"batch shape {tuple(base.batch_shape)}, got {tuple(added)}"
+                ) from None
+            if batch != base.batch_shape:
+                base = base.expand(batch)
+        self.base_dist = base
+        self.transforms = [self.transform]
+        self._active = self.transform.active
+        # Values were checked above, with messages of our own.
+        event = torch.Size((base.event_shape[-1] + 1,))
+        Distribution.__init__(self, batch, event, validate_args=False)
+        self._validate_args = _checks.enabled(validate_args)
+
+    @property
+    def _gaussian(self) -> _Normal:
+        base = self.base_dist
+        if isinstance(base, Independent) and isinstance(base.base_dist, _Normal):
+            return base.base_dist
+        raise AttributeError(f"loc and scale: this distribution has another base, {base}")
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean of the Gaussian noise, ``(*batch, K-1)``."""
+        return self._gaussian.loc
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of the Gaussian noise, ``(*batch, K-1)``."""
+        return self._gaussian.scale
+
+    @property
+    def _is_gaussian(self) -> bool:
+        return isinstance(getattr(self.base_dist, "base_dist", None), _Normal)
+
+    def _cast(self, z: Tensor) -> Tensor:
+        return z.to(self.loc.dtype) if self._is_gaussian else z
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> IGR:
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new._set_up(self.base_dist.expand(torch.Size(batch_shape)), self.transform, self._validate_args)
+        return new
+
+    def _rsample_base(self, sample_shape: Sequence[int]) -> Tensor:
+        return self._draw(sample_shape, scored=False)[0]
+
+    def _draw(self, sample_shape: Sequence[int], scored: bool) -> tuple[Tensor, Tensor | None]:
+        """y, and its log-density under the base where `scored`."""
+        if not self._is_gaussian:
+            y = self.base_dist.rsample(torch.Size(sample_shape))
+            return y, self.base_dist.log_prob(y) if scored else None
+        noise = functional.full_precision(self._gaussian.noise(sample_shape))
+        loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
+        y = torch.addcmul(loc, scale, noise)
+        # Scored by its noise: (y - loc) / scale would lose it where the scale is small.
+        return y, self._gaussian_log_prob(noise, scale) if scored else None
+
+    def _base_log_prob(self, y: Tensor) -> Tensor:
+        if not self._is_gaussian:
+            return self.base_dist.log_prob(y)
+        loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
+        noise = (y - loc) / scale
+        if self._active is not None:
+            noise = torch.where(self._active, noise, 0.0)
+        return self._gaussian_log_prob(noise, scale)
+
+    def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
+        """Log-density of the base at loc + scale * noise, over the coordinates that matter."""
+        terms = -0.5 * noise * noise - scale.log() - _HALF_LOG_2PI
+        if self._active is not None:
+            terms = torch.where(self._active, terms, 0.0)
+        return terms.sum(-1)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self._cast(self.transform.forward(self._rsample_base(sample_shape)))
+
+    def rsample_log(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.transform.forward_stable(self._rsample_base(sample_shape))
+
+    def rsample_log_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        y, log_prob = self._draw(sample_shape, scored=True)
+        log_z, log_det = self.transform.forward_and_log_det(y)
+        return log_z, log_prob - log_det
+
+    def log_prob(self, value: Tensor | None = None, *, log_value: Tensor | None = None) -> Tensor:
+        log_z, inside = self._read(value, log_value, self.allowed)
+        y, log_det, in_image = self.transform.inverse_and_log_det(log_z)
+        return torch.where(inside & in_image, self._base_log_prob(y) - log_det, -torch.inf)
+
+    def hard_scores(self, log_value: Tensor) -> Tensor:
+        return self.transform.hard_scores(log_value)
+
+    @torch.no_grad()
+    def discrete(self, num_samples: int = 10_000) -> RecoveredCategorical:
+        """The categorical distribution that is relaxed, E[h(z)] of section 3.3, by Monte Carlo.
+
+        Args:
+            num_samples: number of draws; the result's ``standard_error`` follows from it.
+        """
+
+        def draw(n: int) -> Tensor:
+            y = self._rsample_base((n,))
+            return functional.one_hot_argmax(self.hard_scores(self.transform.forward_stable(y)))
+
+        from igr.discrete import monte_carlo_probs
+
+        probs, standard_error = monte_carlo_probs(draw, num_samples)
+        return RecoveredCategorical(probs=probs, standard_error=standard_error)
+
+    def __repr__(self) -> str:
+        base = f"base: {self.base_dist}"
+        if self._is_gaussian:
+            base = f"loc: {tuple(self.loc.shape)}, scale: {tuple(self.scale.shape)}"
+        return f"{type(self).__name__}({base}, transform: {self.transform})"
+
+
+class SoftmaxIGR(IGR):
+    r"""IGR-I: Gaussian noise through the softmax++ (15).
+
+    Two of them always have a closed-form KL divergence, whatever their temperatures and deltas: (loc, scale,
+    temperature) are identified only up to a common factor, and the sample is a softmax++ at temperature and delta 1
+    of :math:`\mathcal N(\mu/\tau - \log\delta, \sigma/\tau)`. So the temperature acts through the prior and through
+    the parameterization.
+
+    Args:
+        loc, scale: ``(*batch, K-1)``.
+        temperature: positive number, or tensor that broadcasts against the batch shape.
+        delta: likewise.
+        allowed: boolean, broadcasts against ``(*batch, K)``. A category that is not allowed gets exactly 0 and no
+            gradient. Where the last one is not allowed, z is the softmax of the allowed :math:`y_k / \tau`, and
+            densities are those of the differences between the allowed y.
+
+    Raises:
+        ValueError: if a parameter is out of its range, shapes do not fit, or no category is allowed.
+
+    Source: paper, equation (15).
+
+    >>> q = SoftmaxIGR(torch.zeros(9), torch.ones(9), temperature=0.1)
+    >>> q.discrete().probs.shape
+    torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        temperature: float | Tensor,
+        delta: float | Tensor = 1.0,
+        allowed: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        allowed = _check_allowed(allowed, loc, validate_args)
+        transform = SoftmaxPlusPlus(temperature, delta, allowed)
+        super().__init__(loc, scale, transform, validate_args)
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """:math:`\\tau` of (15)."""
+        return self._softmax_plus_plus.temperature
+
+    @property
+    def delta(self) -> float | Tensor:
+        """:math:`\\delta` of (15)."""
+        return self._softmax_plus_plus.delta
+
+    @property
+    def allowed(self) -> Tensor | None:  # type: ignore[override]
+        """Which categories are allowed; None where all are."""
+        return self._softmax_plus_plus.allowed
+
+    @property
+    def _softmax_plus_plus(self) -> SoftmaxPlusPlus:
+        return self.transform.parts[-1]  # type: ignore[return-value]
+
+    def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
+        if self.allowed is None:
+            return super()._gaussian_log_prob(noise, scale)
+        # Where the last category is not allowed, z fixes the allowed y up to a common shift c: the density is
+        # the integral over c of prod_k N(y_k + c), a Gaussian in c around -shift with the summed precision.
+        inverse = torch.where(self.allowed[..., :-1], scale.reciprocal(), 0.0)
+        precision = (inverse * inverse).sum(-1).clamp_min(torch.finfo(scale.dtype).tiny)
+        free = ~self.allowed[..., -1]
+        shift = torch.where(free, (noise * inverse).sum(-1) / precision, 0.0)
+        centred = super()._gaussian_log_prob(noise - shift.unsqueeze(-1) * inverse, scale)
+        return centred + torch.where(free, _HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
+
+    def discrete(
+        self, *, tolerance: float | None = None, num_nodes: int | None = None
+    ) -> RecoveredCategorical:
+        r"""The categorical distribution that is relaxed, by the quadrature of Proposition 2; differentiable.
+
+        Args:
+            tolerance, num_nodes: see `igr.discrete.argmax_log_probs`.
+        """
+        log_probs = argmax_log_probs(
+            self.loc, self.scale, tolerance=tolerance, num_nodes=num_nodes, allowed=self.allowed
+        )
+        return RecoveredCategorical(logits=log_probs)
+
+    def conditional_rsample(self, onehot: Tensor) -> Tensor:
+        """Draw z given its category, exactly, with gradients by implicit reparameterization.
+
+        Args:
+            onehot: ``(*sample_shape, *batch, K)``.
+        """
+        from igr import conditional
+
+        y = conditional.conditional_gaussian(self.loc, self.scale, onehot)
+        return self._cast(self.transform.forward(y))
+
+
+class StickBreakingIGR(IGR):
+    r"""IGR-SB: Gaussian noise through stick-breaking, then the softmax++ (18).
+
+    Differs from the paper: nothing; but as the temperature falls its last category is never chosen (erratum E5), and
+    its samples fill only a part of the simplex. `SharpStickBreakingIGR` mends both.
+
+    Args:
+        loc, scale: ``(*batch, K-1)``.
+        temperature, delta: as for `SoftmaxIGR`.
+
+    >>> StickBreakingIGR(torch.zeros(9), torch.ones(9), temperature=0.1).rsample().shape
+    torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        temperature: float | Tensor,
+        delta: float | Tensor = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        transform = Compose([StickBreaking(), SoftmaxPlusPlus(temperature, delta)])
+        super().__init__(loc, scale, transform, validate_args)
+
+
+class SharpStickBreakingIGR(IGR):
+    r"""IGR-SB sharpened: Gaussian noise through stick-breaking, then :math:`z_k \propto w_k^{1/\tau}`.
+
+    Differs from the paper: `Sharpen` stands for the softmax++ of (18), which never chooses the last category
+    (errata E4 and E5). At K = 2 it is `SoftmaxIGR` itself.
+
+    Args:
+        loc, scale: ``(*batch, K-1)``.
+        temperature: positive number, or tensor that broadcasts against the batch shape.
+        allowed: boolean, broadcasts against ``(*batch, K)``. A category that is not allowed breaks nothing off the
+            stick and gets exactly 0 and no gradient; the last allowed one takes what is left.
+
+    >>> SharpStickBreakingIGR(torch.zeros(9), torch.ones(9), temperature=0.1).rsample().shape
+    torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        temperature: float | Tensor,
+        allowed: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        allowed = _check_allowed(allowed, loc, validate_args)
+        transform = Compose([StickBreaking(allowed), Sharpen(temperature, allowed)])
+        super().__init__(loc, scale, transform, validate_args)
+
+    @property
+    def allowed(self) -> Tensor | None:  # type: ignore[override]
+        """Which categories are allowed; None where all are."""
+        return self.transform.parts[-1].allowed  # type: ignore[attr-defined]
+
+
+class PlanarIGR(IGR):
+    r"""IGR-Planar: Gaussian noise through a flow of R^(K-1), then the softmax++.
+
+    Args:
+        loc, scale: ``(*batch, K-1)``.
+        temperature, delta: as for `SoftmaxIGR`.
+        flow: transform of R^(K-1) to itself, or several in a row; the paper has two `igr.Planar`. Any torch, Pyro or
+            zuko transform fits.
+
+    It scores its own samples without an inverse; ``log_prob`` of other points inverts the flow numerically.
+
+    >>> flow = [Planar(torch.ones(9), torch.ones(9), torch.tensor(0.0)) for _ in range(2)]
+    >>> PlanarIGR(torch.zeros(9), torch.ones(9), 0.1, flow).rsample().shape
+    torch.Size([10])
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        temperature: float | Tensor,
+        flow: Transform | Sequence[Transform],
+        delta: float | Tensor = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        flows = [flow] if isinstance(flow, Transform) else list(flow)
+        transform = Compose([*flows, SoftmaxPlusPlus(temperature, delta)])
+        super().__init__(loc, scale, transform, validate_args)
+
+
+class GumbelSoftmax(Relaxation):
+    r"""The Gumbel-Softmax, or Concrete, distribution, computed in log space.
+
+    .. math:: \tilde z = \operatorname{softmax}((\epsilon + \log \alpha) / \tau), \qquad
+              q(\tilde z) = (K-1)! \, \tau^{K-1} \prod_{k=1}^K
+              \frac{\alpha_k \tilde z_k^{-\tau-1}}{\sum_j \alpha_j \tilde z_j^{-\tau}} \qquad (5), (6)
+
+    Args:
+        temperature: positive number, or tensor that broadcasts against the batch shape.
+        logits: :math:`\log \alpha`, ``(*batch, K)``, up to a constant; -inf rules a category out.
+        probs: :math:`\alpha`, in the place of `logits`.
+        allowed: boolean, broadcasts against ``(*batch, K)``; other categories get exactly 0 and no gradient.
+
+    Raises:
+        ValueError: unless exactly one of `logits` and `probs` is given, or if a parameter is out of its range.
+
+    Source: Jang et al. (2017), Maddison et al. (2017, ExpConcrete).
+
+    >>> q = GumbelSoftmax(0.01, logits=torch.zeros(10))
+    >>> bool(q.rsample_and_log_prob()[1].isfinite())
+    True
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        logits: Tensor | None = None,
+        probs: Tensor | None = None,
+        allowed: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        if (logits is None) == (probs is None):
+            raise ValueError("expected exactly one of logits and probs")
+        _checks.positive("temperature", temperature, validate_args)
+        given = _as_tensor("logits" if probs is None else "probs", logits if probs is None else probs)
+        name = "logits" if probs is None else "probs"
+        if given.dim() < 1 or given.shape[-1] < 2:
+            raise ValueError(
+                f"{name}: expected shape (*batch, K) with K >= 2, got {tuple(given.shape)}"
+            )
+        if _checks.enabled(validate_args):
+            if probs is None:
+                _checks.satisfies(name, given, given < torch.inf, "numbers below infinity")
+            else:
+                valid = (given >= 0) & (given < torch.inf)
+                _checks.satisfies(name, given, valid, "non-negative finite values")
+        if probs is not None:
+            # A probability of 0 rules the category out, without a gradient.
+            given = torch.where(given > 0, given.clamp_min(torch.finfo(given.dtype).tiny).log(), -torch.inf)
+        allowed = _check_allowed(allowed, given[..., 1:], validate_args)
+        if allowed is not None:
+            given = torch.where(allowed, given, -torch.inf)
+        if isinstance(temperature, Tensor) and temperature.dim():
+            batch = torch.broadcast_shapes(given.shape[:-1], temperature.shape)
+            given = given.expand(*batch, -1)
+        self.temperature = temperature
+        self.logits = given
+        super().__init__(given.shape[:-1], given.shape[-1:], validate_args=False)
+        self._validate_args = _checks.enabled(validate_args)
+
+    def _cast(self, z: Tensor) -> Tensor:
+        return z.to(self.logits.dtype)
+
+    @property
+    def probs(self) -> Tensor:
+        """:math:`\\alpha`, normalised."""
+        return torch.softmax(self.logits, -1)
+
+    @property
+    def allowed(self) -> Tensor:
+        """Which categories are allowed, ``(*batch, K)``."""
+        return self.logits > -torch.inf
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GumbelSoftmax:
+        new = type(self).__new__(type(self)) if _instance is None else _instance
+        batch_shape = torch.Size(batch_shape)
+        new.temperature = self.temperature
+        new.logits = self.logits.expand(*batch_shape, -1)
+        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        logits = functional.full_precision(self.logits)
+        shape = (*sample_shape, *logits.shape)
+        noise = functional.gumbel_sample(shape, logits.dtype, logits.device)
+        return (logits + noise) / functional.lift(self.temperature), noise
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self._cast(torch.softmax(self._draw(sample_shape)[0], -1))
+
+    def rsample_log(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return torch.log_softmax(self._draw(sample_shape)[0], -1)
+
+    def rsample_log_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        scaled, noise = self._draw(sample_shape)
+        log_z = torch.log_softmax(scaled, -1)
+        # log alpha - temperature log z is -noise up to a constant, which cancels.
+        return log_z, self._log_density(log_z.masked_fill(~self.allowed, 0.0), -noise)
+
+    def log_prob(self, value: Tensor | None = None, *, log_value: Tensor | None = None) -> Tensor:
+        log_z, inside = self._read(value, log_value, self.allowed)
+        logits = functional.full_precision(self.logits)
+        a = logits - functional.lift(self.temperature) * log_z
+        return torch.where(inside, self._log_density(log_z, a), -torch.inf)
+
+    def _log_density(self, log_z: Tensor, a: Tensor) -> Tensor:
+        """(6) in logs, over the allowed categories, with a = log alpha - temperature log z up to a constant."""
+        allowed = self.allowed
+        n = allowed.sum(-1).to(a.dtype)
+        total = torch.where(allowed, a, 0.0) - log_z
+        constant = torch.lgamma(n) + (n - 1) * functional.log(self.temperature)
+        spread = torch.logsumexp(torch.where(allowed, a, -torch.inf), -1)
+        return constant + total.sum(-1) - n * spread
+
+    def hard_scores(self, log_value: Tensor) -> Tensor:
+        return log_value
+
+    def discrete(self) -> RecoveredCategorical:
+        """The categorical distribution that is relaxed: its parameter, exactly."""
+        return RecoveredCategorical(logits=functional.full_precision(self.logits))
+
+    def conditional_rsample(self, onehot: Tensor) -> Tensor:
+        """Draw z given its category, exactly.
+
+        Args:
+            onehot: ``(*sample_shape, *batch, K)``.
+        """
+        from igr import conditional
+
+        scores = conditional.conditional_gumbel(functional.full_precision(self.logits), onehot)
+        return self._cast(torch.softmax(scores / functional.lift(self.temperature), -1))
+
+    def __repr__(self) -> str:
+        temperature = self.temperature
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = f"tensor{tuple(temperature.shape)}"  # type: ignore[assignment]
+        return f"GumbelSoftmax(temperature: {temperature}, logits: {tuple(self.logits.shape)})"
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
+    return value
+
+
+def _check_allowed(
+    allowed: Tensor | None, loc: Tensor, validate_args: bool | None
+) -> Tensor | None:
+    if allowed is None:
+        return None
+    if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+        came = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
+        raise ValueError(f"allowed: expected a boolean tensor, got {came}")
+    if allowed.dim() < 1 or allowed.shape[-1] != loc.shape[-1] + 1:
+        raise ValueError(
+            f"allowed: expected shape (*batch, {loc.shape[-1] + 1}), one entry for each category, "
+            f"got {tuple(allowed.shape)}"
+        )
+    if _checks.enabled(validate_args):
+        some = allowed.any(-1)
+        _checks.satisfies("allowed", some, some, "at least one allowed category for each element")
+    return allowed

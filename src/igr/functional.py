@@ -1,0 +1,541 @@
+r"""The maps of the paper as plain functions, each equation once.
+
+Every map is written in log space: a point of the simplex or of its corner
+:math:`\{w \in \mathbb R^{K-1} : w_k > 0, \sum_k w_k < 1\}` is carried as the logarithms of all its K weights, the
+remainder :math:`1 - \sum_k w_k` included, so that nothing is lost where a weight underflows. Half-precision inputs
+are computed, and their logarithms returned, in float32.
+
+Shapes: ``y`` is ``(*batch, K-1)``, log-weights are ``(*batch, K)``; ``temperature`` and ``delta`` are numbers or
+tensors that broadcast against ``batch``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from igr import _checks
+
+__all__ = [
+    "gumbel_noise",
+    "gumbel_softmax",
+    "igr_softmax",
+    "log_sharpen",
+    "log_sharpen_inverse",
+    "log_softmax_plus_plus",
+    "log_softmax_plus_plus_inverse",
+    "log_stick_breaking",
+    "log_stick_breaking_inverse",
+    "log_vertex_interpolation",
+    "log_vertex_interpolation_inverse",
+    "planar",
+    "planar_igr_softmax",
+    "planar_inverse",
+    "sharp_stick_breaking_igr_softmax",
+    "softmax_plus_plus",
+    "stick_breaking_igr_softmax",
+    "straight_through",
+]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def lift(value: float | Tensor) -> float | Tensor:
+    """A per-batch value made to broadcast against ``(*batch, K)``."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) else value
+
+
+def log(value: float | Tensor) -> float | Tensor:
+    """Logarithm of a number or of a tensor."""
+    return value.log() if isinstance(value, Tensor) else math.log(value)
+
+
+def _append(y: Tensor, last: float | Tensor) -> Tensor:
+    """``y`` with one more entry, the same along the batch or one for each element of it."""
+    if not isinstance(last, Tensor):
+        return F.pad(y, (0, 1), value=last)
+    last = torch.as_tensor(last, dtype=y.dtype, device=y.device).unsqueeze(-1)
+    batch = torch.broadcast_shapes(y.shape[:-1], last.shape[:-1])
+    return torch.cat([y.expand(*batch, -1), last.expand(*batch, 1)], dim=-1)
+
+
+def _softmax_plus_plus_logits(
+    y: Tensor, temperature: float | Tensor, delta: float | Tensor, allowed: Tensor | None
+) -> Tensor:
+    logits = _append(full_precision(y) / lift(temperature), log(delta))
+    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+
+
+def softmax_plus_plus(
+    y: Tensor,
+    temperature: float | Tensor = 1.0,
+    delta: float | Tensor = 1.0,
+    *,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    r"""Map R^(K-1) onto the interior of the K-simplex by the softmax++.
+
+    .. math:: z_k = \frac{\exp(y_k/\tau)}{\sum_{j<K} \exp(y_j/\tau) + \delta}, \qquad
+              z_K = \frac{\delta}{\sum_{j<K} \exp(y_j/\tau) + \delta} \qquad (15)
+
+    Args:
+        y: shape ``(*batch, K-1)``.
+        temperature: :math:`\tau > 0`.
+        delta: :math:`\delta > 0`.
+        allowed: boolean, broadcasts against ``(*batch, K)``; a category that is not allowed gets exactly 0.
+
+    Returns:
+        ``(*batch, K)``, summing to one, in the dtype of ``y``.
+
+    Source: paper, equation (15).
+
+    >>> softmax_plus_plus(torch.tensor([0.0, 0.0]), temperature=0.5, delta=2.0)
+    tensor([0.2500, 0.2500, 0.5000])
+    """
+    return torch.softmax(_softmax_plus_plus_logits(y, temperature, delta, allowed), -1).to(y.dtype)
+
+
+def log_softmax_plus_plus(
+    y: Tensor,
+    temperature: float | Tensor = 1.0,
+    delta: float | Tensor = 1.0,
+    *,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    r"""Logarithm of `softmax_plus_plus`, finite where the weight itself underflows.
+
+    With these log-weights the log-determinant of the Jacobian of (15), with respect to the first K-1 coordinates, is
+    :math:`\sum_{k=1}^K \log z_k - (K-1) \log \tau`.
+
+    Differs from the paper: (22)-(25) have :math:`y_k` where the sum :math:`s` belongs, and their rank-one term lacks
+    :math:`1/\tau` (erratum E1).
+
+    >>> log_softmax_plus_plus(torch.tensor([1000.0]), temperature=0.1)
+    tensor([     0., -10000.])
+    """
+    return torch.log_softmax(_softmax_plus_plus_logits(y, temperature, delta, allowed), -1)
+
+
+def log_softmax_plus_plus_inverse(
+    log_z: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0
+) -> Tensor:
+    r"""Inverse of `log_softmax_plus_plus`: :math:`y_k = \tau (\log z_k - \log z_K + \log \delta)`.
+
+    >>> y = torch.tensor([0.3, -2.0])
+    >>> torch.allclose(log_softmax_plus_plus_inverse(log_softmax_plus_plus(y, 0.1), 0.1), y)
+    True
+    """
+    return lift(temperature) * (log_z[..., :-1] - log_z[..., -1:] + lift(log(delta)))
+
+
+def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+    r"""Log-weights of the stick broken at sigmoid(y).
+
+    .. math:: w_k = \sigma(y_k) \prod_{i<k} (1 - \sigma(y_i)), \qquad
+              w_K = \prod_{i<K} (1 - \sigma(y_i)) \qquad (16)
+
+    The log-determinant of its Jacobian, with respect to the first K-1 coordinates, is :math:`\sum_{k=1}^K \log w_k`.
+
+    Args:
+        y: shape ``(*batch, K-1)``.
+        allowed: boolean, broadcasts against ``(*batch, K)``; a category that is not allowed breaks nothing off, and
+            the last allowed one takes what is left.
+
+    Returns:
+        Logarithms of the K weights, ``(*batch, K)``.
+
+    Source: paper, equation (16); torch's own ``StickBreakingTransform`` adds an offset to ``y`` and is another map.
+
+    >>> log_stick_breaking(torch.tensor([0.0, 0.0])).exp()
+    tensor([0.5000, 0.2500, 0.2500])
+    """
+    y = full_precision(y)
+    log_kept = F.logsigmoid(-y)
+    log_broken = F.pad(F.logsigmoid(y), (0, 1))
+    if allowed is not None:
+        active = stick_breaking_active(allowed)
+        log_kept = log_kept.masked_fill(~active, 0.0)
+        log_broken = log_broken.masked_fill(~F.pad(active, (0, 1)), 0.0)
+    log_w = log_broken + F.pad(log_kept.cumsum(-1), (1, 0))
+    return log_w if allowed is None else log_w.masked_fill(~allowed, -torch.inf)
+
+
+def stick_breaking_active(allowed: Tensor) -> Tensor:
+    """Which of the K-1 breaks are made: those of the allowed categories but the last allowed one."""
+    later = allowed.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0
+    return allowed[..., :-1] & later
+
+
+def log_stick_breaking_inverse(log_w: Tensor) -> Tensor:
+    r"""Inverse of `log_stick_breaking`: :math:`y_k = \log w_k - \log \sum_{j>k} w_j`.
+
+    >>> y = torch.tensor([0.3, -2.0])
+    >>> torch.allclose(log_stick_breaking_inverse(log_stick_breaking(y)), y)
+    True
+    """
+    log_rest = log_w.flip(-1).logcumsumexp(-1).flip(-1)
+    return log_w[..., :-1] - log_rest[..., 1:]
+
+
+def log_sharpen(log_w: Tensor, temperature: float | Tensor) -> Tensor:
+    r"""Sharpen K weights, the remainder included.
+
+    .. math:: z_k = \frac{w_k^{1/\tau}}{\sum_{j=1}^K w_j^{1/\tau}}
+
+    The log-determinant of its Jacobian, with respect to the first K-1 coordinates, is
+    :math:`\sum_{k=1}^K \log z_k - \sum_{k=1}^K \log w_k - (K-1) \log \tau`.
+
+    Differs from the paper: takes the place of the softmax++ in (18), which can never choose the last category
+    (errata E4 and E5).
+
+    >>> log_sharpen(torch.tensor([0.5, 0.25, 0.25]).log(), 0.5).exp()
+    tensor([0.6667, 0.1667, 0.1667])
+    """
+    return torch.log_softmax(log_w / lift(temperature), -1)
+
+
+def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor) -> Tensor:
+    r"""Inverse of `log_sharpen`: :math:`w_k \propto z_k^\tau`.
+
+    >>> log_w = torch.tensor([0.5, 0.25, 0.25]).log()
+    >>> log_sharpen_inverse(log_sharpen(log_w, 0.1), 0.1).exp()
+    tensor([0.5000, 0.2500, 0.2500])
+    """
+    return torch.log_softmax(log_z * lift(temperature), -1)
+
+
+def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor) -> Tensor:
+    r"""Move a point of the corner towards its nearest vertex.
+
+    .. math:: z = \tau w + (1 - \tau) P_S(w), \qquad 0 < \tau \le 1 \qquad (17)
+
+    :math:`P_S(w) = e_k` where :math:`w_k > 1/2` for a k < K, and 0 elsewhere, which stands for the last category.
+    The log-determinant of its Jacobian is :math:`(K-1) \log \tau`.
+
+    Differs from the paper: nothing, but the map jumps where a weight crosses 1/2, so pathwise gradients through it
+    miss a boundary term and are biased (erratum E14).
+
+    >>> log_vertex_interpolation(torch.tensor([0.6, 0.3, 0.1]).log(), 0.5).exp()
+    tensor([0.8000, 0.1500, 0.0500])
+    """
+    at_vertex = _nearest_vertex(log_w, math.log(0.5))
+    inner = log_w + lift(log(temperature))
+    outer = torch.logaddexp(inner, _log1m(temperature, log_w))
+    return torch.where(at_vertex, outer, inner)
+
+
+def log_vertex_interpolation_inverse(log_z: Tensor, temperature: float | Tensor) -> Tensor:
+    r"""Inverse of `log_vertex_interpolation`; NaN for a point outside its image.
+
+    >>> log_w = torch.tensor([0.6, 0.3, 0.1]).log()
+    >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
+    tensor([0.6000, 0.3000, 0.1000])
+    """
+    at_vertex = _nearest_vertex(log_z, math.log(0.5))
+    moved = (log_z.exp() - (1 - lift(temperature))) / lift(temperature)
+    safe = torch.where(at_vertex, moved, torch.ones_like(moved))
+    return torch.where(at_vertex, safe.log(), log_z - lift(log(temperature)))
+
+
+def _nearest_vertex(log_w: Tensor, log_threshold: float) -> Tensor:
+    """One-hot mask of P_S over K categories: a k < K above the threshold, else the last."""
+    first = log_w[..., :-1] > log_threshold
+    return torch.cat([first, ~first.any(-1, keepdim=True)], -1)
+
+
+def _log1m(temperature: float | Tensor, like: Tensor) -> Tensor:
+    """log(1 - temperature), which is -inf at temperature 1."""
+    value = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
+    return lift(torch.log1p(-value))  # type: ignore[return-value]
+
+
+def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    r"""One planar flow on R^(K-1), kept invertible.
+
+    .. math:: f(y) = y + \hat u \tanh(w^\top y + b), \qquad
+              \hat u = u + (m(w^\top u) - w^\top u) \frac{w}{w^\top w}, \quad m(x) = -1 + \log(1 + e^x)
+
+    Args:
+        y, u, w: ``(*batch, K-1)``.
+        b: ``(*batch,)``.
+
+    Returns:
+        f(y) and its log-determinant :math:`\log(1 + m(w^\top u) (1 - \tanh^2(w^\top y + b)))`, ``(*batch,)``.
+
+    Differs from the released code: it divides by the norm of w over all variables, not by its square for each
+    (erratum E12).
+
+    Source: Rezende and Mohamed (2015), section 4.1 and appendix A.
+
+    >>> y, u, w = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0])
+    >>> planar(y, u, w, torch.tensor(0.0))[0]
+    tensor([0.9802, 2.0000])
+    """
+    dtype = y.dtype
+    y, u, w, b = (full_precision(x) for x in (y, u, w, b))
+    wu_soft = F.softplus((w * u).sum(-1))
+    h = torch.tanh((w * y).sum(-1) + b)
+    out = y + _planar_direction(u, w) * h.unsqueeze(-1)
+    # 1 + m (1 - h^2) with m = softplus - 1, rearranged so that nothing cancels as m tends to -1.
+    return out.to(dtype), torch.log(wu_soft * (1 - h * h) + h * h)
+
+
+def _planar_direction(u: Tensor, w: Tensor) -> Tensor:
+    wu = (w * u).sum(-1, keepdim=True)
+    norm2 = (w * w).sum(-1, keepdim=True)
+    # Where w is zero the flow is a shift by u tanh(b), invertible as it is.
+    shift = torch.where(norm2 > 0, (F.softplus(wu) - 1 - wu) / norm2.clamp_min(1e-30), 0.0)
+    return u + shift * w
+
+
+def planar_inverse(x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    r"""Numerical inverse of `planar`, differentiable.
+
+    Solves the scalar equation :math:`a + m \tanh(a + b) = w^\top x`, increasing in a because m > -1, by bisection,
+    then takes one Newton step that carries the implicit gradient.
+
+    >>> u, w, b = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.3]), torch.tensor(0.1)
+    >>> y = torch.tensor([1.0, 2.0])
+    >>> torch.allclose(planar_inverse(planar(y, u, w, b)[0], u, w, b), y, atol=1e-5)
+    True
+    """
+    dtype = x.dtype
+    x, u, w, b = (full_precision(t) for t in (x, u, w, b))
+    direction = _planar_direction(u, w)
+    m = (w * direction).sum(-1)
+    target = (w * x).sum(-1)
+    with torch.no_grad():
+        low, high = target - m.abs() - 1e-6, target + m.abs() + 1e-6
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            below = middle + m * torch.tanh(middle + b) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        start = 0.5 * (low + high)
+    h = torch.tanh(start + b)
+    slope = (1 + m * (1 - h * h)).clamp_min(torch.finfo(x.dtype).tiny)
+    a = start - (start + m * h - target) / slope
+    return (x - direction * torch.tanh(a + b).unsqueeze(-1)).to(dtype)
+
+
+def one_hot_argmax(scores: Tensor) -> Tensor:
+    """One-hot of the largest score along the last dimension, in the dtype of `scores`.
+
+    >>> one_hot_argmax(torch.tensor([0.1, 0.7, 0.2]))
+    tensor([0., 1., 0.])
+    """
+    return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def straight_through(hard: Tensor, relaxed: Tensor) -> Tensor:
+    """`hard` in the forward pass, exactly; the gradient of `relaxed` in the backward pass.
+
+    >>> z = torch.tensor([0.2, 0.8], requires_grad=True)
+    >>> straight_through(torch.tensor([0.0, 1.0]), z).detach()
+    tensor([0., 1.])
+    """
+    return hard + (relaxed - relaxed.detach())
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise of the shape, dtype and device of `like`, always finite.
+
+    >>> gumbel_noise(torch.zeros(2, 3)).shape
+    torch.Size([2, 3])
+    """
+    return gumbel_sample(like.shape, like.dtype, like.device, generator)
+
+
+def gumbel_sample(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    u = torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    # rand returns multiples of eps / 2, zero included; zero is read as half of the smallest other one.
+    return -torch.log(-torch.log1p(-u.clamp_min(torch.finfo(dtype).eps / 4)))
+
+
+def _gaussian(
+    loc: Tensor,
+    scale: Tensor,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+    dim: int,
+) -> Tensor:
+    """y = loc + scale * noise (10), with the category dimension last."""
+    loc, scale = _checks.broadcast(loc=loc, scale=scale)
+    if loc.dim() == 0:
+        raise ValueError("loc: expected shape (*batch, K-1), got a scalar")
+    if noise is None:
+        noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device, generator=generator)
+    elif noise.shape != loc.shape:
+        raise ValueError(
+            f"noise: expected the shape of loc, {tuple(loc.shape)}, got {tuple(noise.shape)}"
+        )
+    y = torch.addcmul(full_precision(loc), full_precision(scale), full_precision(noise))
+    return y if dim in (-1, y.dim() - 1) else y.movedim(dim, -1)
+
+
+def _finish(z: Tensor, scores: Tensor | None, dim: int, dtype: torch.dtype) -> Tensor:
+    """Straight-through where `scores` are given, the category dimension put back, and the dtype."""
+    if scores is not None:
+        z = straight_through(one_hot_argmax(scores), z)
+    return z.to(dtype) if dim in (-1, z.dim() - 1) else z.movedim(-1, dim).to(dtype)
+
+
+def igr_softmax(
+    loc: Tensor,
+    scale: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    delta: float | Tensor = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    r"""Sample a relaxed categorical variable, as `torch.nn.functional.gumbel_softmax` does, from Gaussian noise.
+
+    .. math:: z = \operatorname{softmax}_{++}(\mu + \sigma \epsilon, \tau), \qquad
+              \epsilon \sim \mathcal N(0, I) \qquad (10), (11), (15)
+
+    Args:
+        loc, scale: parameters with K-1 entries along `dim`; `scale` is positive.
+        tau: temperature, a positive number or a tensor that broadcasts against the shape of `loc` without `dim`.
+        hard: return one-hot vectors (the limit of Proposition 1) with the gradient of the relaxed sample.
+        dim: dimension of the categories.
+        delta: :math:`\delta` of (15).
+        noise: standard normal noise of the shape of `loc`, to be used in place of drawing it.
+        generator: random generator to draw with.
+        allowed: boolean, K entries along its last dimension; other categories get exactly 0 and no gradient.
+
+    Returns:
+        Relaxed samples with K entries along `dim`.
+
+    Raises:
+        ValueError: if `tau` or `delta` is not positive, or shapes do not fit.
+
+    >>> loc, scale = torch.zeros(8, 9), torch.ones(8, 9)
+    >>> igr_softmax(loc, scale, tau=0.5).shape
+    torch.Size([8, 10])
+    """
+    _checks.positive("tau", tau)
+    _checks.positive("delta", delta)
+    y = _gaussian(loc, scale, noise, generator, dim)
+    z = softmax_plus_plus(y, tau, delta, allowed=allowed)
+    return _finish(z, _softmax_plus_plus_logits(y, 1.0, 1.0, allowed) if hard else None, dim, loc.dtype)
+
+
+def stick_breaking_igr_softmax(
+    loc: Tensor,
+    scale: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    delta: float | Tensor = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Sample by stick-breaking and softmax++, equation (18); arguments as in `igr_softmax`.
+
+    The last category is never chosen (erratum E5): `sharp_stick_breaking_igr_softmax` reaches all of them.
+
+    >>> stick_breaking_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), tau=0.1).shape
+    torch.Size([8, 10])
+    """
+    _checks.positive("tau", tau)
+    _checks.positive("delta", delta)
+    log_w = log_stick_breaking(_gaussian(loc, scale, noise, generator, dim))[..., :-1]
+    z = softmax_plus_plus(log_w.exp(), tau, delta)
+    return _finish(z, _append(log_w, -math.inf) if hard else None, dim, loc.dtype)
+
+
+def sharp_stick_breaking_igr_softmax(
+    loc: Tensor,
+    scale: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    r"""Sample by stick-breaking and sharpening, :math:`z_k \propto w_k^{1/\tau}`; arguments as in `igr_softmax`.
+
+    >>> sharp_stick_breaking_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), tau=0.1).shape
+    torch.Size([8, 10])
+    """
+    _checks.positive("tau", tau)
+    y = _gaussian(loc, scale, noise, generator, dim)
+    log_w = log_stick_breaking(y, allowed=allowed)
+    z = torch.softmax(log_w / lift(tau), -1)
+    return _finish(z, log_w if hard else None, dim, loc.dtype)
+
+
+def planar_igr_softmax(
+    loc: Tensor,
+    scale: Tensor,
+    flow: Callable[[Tensor], Tensor],
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    delta: float | Tensor = 1.0,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Sample through a flow of R^(K-1) and softmax++ (section 3.1); other arguments as in `igr_softmax`.
+
+    Args:
+        flow: any invertible map of R^(K-1) to itself, such as `igr.nn.PlanarFlow`.
+
+    >>> planar_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), lambda y: y, tau=0.1).shape
+    torch.Size([8, 10])
+    """
+    _checks.positive("tau", tau)
+    _checks.positive("delta", delta)
+    y = flow(_gaussian(loc, scale, noise, generator, dim))
+    z = softmax_plus_plus(y, tau, delta)
+    return _finish(z, _append(y, 0.0) if hard else None, dim, loc.dtype)
+
+
+def gumbel_softmax(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    dim: int = -1,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    r"""Sample the Gumbel-Softmax, as `torch.nn.functional.gumbel_softmax`, with `noise`, `generator` and `allowed`.
+
+    .. math:: z = \operatorname{softmax}((\epsilon + \log \alpha) / \tau), \qquad
+              \epsilon_k \sim \mathrm{Gumbel}(0, 1) \qquad (5)
+
+    Args:
+        logits: :math:`\log \alpha`, K entries along `dim`.
+        noise: standard Gumbel noise of the shape of `logits` (`gumbel_noise` draws it).
+
+    >>> gumbel_softmax(torch.zeros(8, 10), tau=0.5).shape
+    torch.Size([8, 10])
+    """
+    _checks.positive("tau", tau)
+    x = full_precision(logits)
+    x = x + (gumbel_noise(x, generator) if noise is None else noise)
+    x = x if dim in (-1, x.dim() - 1) else x.movedim(dim, -1)
+    if allowed is not None:
+        x = x.masked_fill(~allowed, -torch.inf)
+    return _finish(torch.softmax(x / lift(tau), -1), x if hard else None, dim, logits.dtype)

@@ -1,0 +1,195 @@
+r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and the plug-in (8)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Distribution, OneHotCategorical, kl_divergence
+from torch.distributions.kl import register_kl
+
+from igr import functional
+from igr.distributions import IGR, GumbelSoftmax, Relaxation, SoftmaxIGR
+from igr.transforms import Compose
+
+__all__ = ["monte_carlo_kl", "plug_in_kl"]
+
+
+def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor:
+    r"""Unbiased estimate of KL(q || p), differentiable in the parameters of both.
+
+    .. math:: \frac 1 n \sum_{i=1}^n \log q(\tilde z_i) - \log p(\tilde z_i), \qquad \tilde z_i \sim q \qquad (9)
+
+    It is computed in log space; maps that q and p end with in common cancel and are not evaluated.
+
+    Args:
+        q, p: relaxations of the same number of categories.
+        num_samples: n.
+
+    Returns:
+        ``(*batch,)``.
+
+    Raises:
+        ValueError: if `num_samples` is not positive or the numbers of categories differ.
+
+    Source: paper, equation (9); Maddison et al. (2017), appendix C.3.
+
+    >>> from igr import GumbelSoftmax
+    >>> q, p = GumbelSoftmax(0.5, logits=torch.randn(8, 10)), GumbelSoftmax(0.5, logits=torch.zeros(10))
+    >>> monte_carlo_kl(q, p, num_samples=4).shape
+    torch.Size([8])
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"q, p: expected the same number of categories, got {q.num_categories} and {p.num_categories}"
+        )
+    shared = _shared_maps(q, p)
+    if shared and isinstance(q, IGR) and isinstance(p, IGR):
+        x, log_q = q._draw((num_samples,), scored=True)
+        if mine := q.transform.parts[:-shared]:
+            x, log_det = Compose(mine).forward_and_log_det(x)
+            log_q = log_q - log_det
+        if theirs := p.transform.parts[:-shared]:
+            x, log_det, inside = Compose(theirs).inverse_and_log_det(x)
+            log_p = torch.where(inside, p._base_log_prob(x) - log_det, -torch.inf)
+        else:
+            log_p = p._base_log_prob(x)
+    else:
+        log_z, log_q = q.rsample_log_and_log_prob((num_samples,))
+        log_p = p.log_prob(log_value=log_z)
+    return (log_q - log_p).mean(0)
+
+
+def _shared_maps(q: Distribution, p: Distribution) -> int:
+    """How many maps q and p end with in common, when what comes before them is a density on R^(K-1)."""
+    if not (isinstance(q, IGR) and isinstance(p, IGR)) or q.allowed is not None or p.allowed is not None:
+        return 0
+    count = 0
+    for mine, theirs in zip(reversed(q.transform.parts), reversed(p.transform.parts), strict=False):
+        if mine != theirs:
+            break
+        count += 1
+    return count
+
+
+def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
+    r"""Divergence of the recovered categorical distribution of q from `p0`.
+
+    .. math:: \mathrm{KL}(\tilde\alpha \,\|\, p_0) = \sum_k \tilde\alpha_k \log \frac{\tilde\alpha_k}{p_{0,k}} \qquad (8)
+
+    With relaxed samples in the other term of an objective it does not give a bound: `monte_carlo_kl`, or the closed
+    form of `torch.distributions.kl_divergence`, does.
+
+    Args:
+        q: a relaxation; its ``discrete()`` is used.
+        p0: categorical distribution over the same categories.
+
+    Returns:
+        ``(*batch,)``.
+
+    >>> from igr import GumbelSoftmax
+    >>> uniform = torch.distributions.Categorical(logits=torch.zeros(4))
+    >>> plug_in_kl(GumbelSoftmax(0.5, logits=torch.zeros(4)), uniform)
+    tensor(0.)
+    """
+    logits = q.discrete().logits
+    alpha = logits.exp()
+    # A category of probability 0 adds nothing.
+    terms = torch.where(alpha > 0, alpha * (torch.where(alpha > 0, logits, 0.0) - p0.logits), 0.0)
+    return terms.sum(-1)
+
+
+def _no_closed_form(q: Distribution, p: Distribution) -> NotImplementedError:
+    return NotImplementedError(
+        f"no closed-form KL from {q} to {p}: their maps onto the simplex differ; "
+        "use igr.monte_carlo_kl(q, p, num_samples)"
+    )
+
+
+@register_kl(Relaxation, Relaxation)
+def _kl_relaxations(q: Relaxation, p: Relaxation) -> Tensor:
+    raise _no_closed_form(q, p)
+
+
+@register_kl(IGR, IGR)
+def _kl_igr(q: IGR, p: IGR) -> Tensor:
+    """(13): the Jacobians cancel where the maps are the same."""
+    if q.event_shape != p.event_shape or q.transform != p.transform:
+        raise _no_closed_form(q, p)
+    if not (q._is_gaussian and p._is_gaussian):
+        return kl_divergence(q.base_dist, p.base_dist)
+    terms = _kl_normal(q.loc, q.scale, p.loc, p.scale)
+    return (terms if q._active is None else torch.where(q._active, terms, 0.0)).sum(-1)
+
+
+@register_kl(SoftmaxIGR, SoftmaxIGR)
+def _kl_softmax_igr(q: SoftmaxIGR, p: SoftmaxIGR) -> Tensor:
+    """(13) for any two temperatures and deltas: both are N(loc / t - log delta, scale / t) through one map."""
+    if q.event_shape != p.event_shape:
+        raise _no_closed_form(q, p)
+    if q.transform is p.transform or _equal(q, p):
+        parameters = q.loc, q.scale, p.loc, p.scale
+    else:
+        parameters = *_standardised(q), *_standardised(p)
+    terms = _kl_normal(*parameters)
+    if q.allowed is None and p.allowed is None:
+        return terms.sum(-1)
+    return _kl_allowed(terms, parameters, q.allowed, p.allowed, q.num_categories)
+
+
+def _equal(q: SoftmaxIGR, p: SoftmaxIGR) -> bool:
+    """Whether temperature and delta are the same numbers, or the same tensors by identity: no value is read."""
+    pairs = ((q.temperature, p.temperature), (q.delta, p.delta))
+    return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
+
+
+def _standardised(q: SoftmaxIGR) -> tuple[Tensor, Tensor]:
+    t = functional.lift(q.temperature)
+    shift = functional.lift(functional.log(q.delta))
+    loc, scale = functional.full_precision(q.loc), functional.full_precision(q.scale)
+    return loc / t - shift, scale / t
+
+
+def _kl_normal(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
+    """KL of one-dimensional normals, elementwise."""
+    loc, scale, loc0, scale0 = (functional.full_precision(x) for x in (loc, scale, loc0, scale0))
+    ratio = scale / scale0
+    distance = (loc - loc0) / scale0
+    return 0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()
+
+
+def _kl_allowed(
+    terms: Tensor,
+    parameters: tuple[Tensor, Tensor, Tensor, Tensor],
+    allowed: Tensor | None,
+    allowed0: Tensor | None,
+    num_categories: int,
+) -> Tensor:
+    """The sum over the allowed, and where the last one is not, the divergence between the differences.
+
+    The differences between the allowed y have covariance diag(s^2) seen up to a common shift; marginalising the shift
+    out of both normals changes the divergence by what is below. Over different categories it is infinite.
+    """
+    every = torch.ones(num_categories, dtype=torch.bool, device=terms.device)
+    allowed = every if allowed is None else allowed
+    allowed0 = every if allowed0 is None else allowed0
+    first = allowed[..., :-1]
+    total = torch.where(first, terms, 0.0).sum(-1)
+
+    loc, scale, loc0, scale0 = (functional.full_precision(x) for x in parameters)
+    tiny = torch.finfo(terms.dtype).tiny
+    weight = torch.where(first, scale.square().reciprocal(), 0.0)
+    weight0 = torch.where(first, scale0.square().reciprocal(), 0.0)
+    sum_weight = weight.sum(-1).clamp_min(tiny)
+    sum_weight0 = weight0.sum(-1).clamp_min(tiny)
+    shift = (weight0 * (loc - loc0)).sum(-1)
+    spread = (weight0.square() * scale.square()).sum(-1)
+    change = 0.5 * (sum_weight0.log() - sum_weight.log() + 1 - (spread + shift * shift) / sum_weight0)
+    total = total + torch.where(allowed[..., -1], 0.0, change)
+    return torch.where((allowed == allowed0).all(-1), total, torch.inf)
+
+
+@register_kl(IGR, GumbelSoftmax)
+def _kl_igr_gumbel(q: IGR, p: GumbelSoftmax) -> Tensor:
+    raise _no_closed_form(q, p)

@@ -1,0 +1,566 @@
+r"""Invertible maps from R^(K-1) to the K-simplex as thin classes over `igr.functional`.
+
+Inside a composition, maps stay on K-1 coordinates (R^(K-1), or the open corner); the last one closes to K. Each class
+works in *stable form*: a point of R^(K-1) is itself, a point of the corner or of the simplex is carried as the
+logarithms of all its K weights. The paper's forms are compositions::
+
+    Compose([SoftmaxPlusPlus(t)])                              (15), IGR-I
+    Compose([StickBreaking(), SoftmaxPlusPlus(t)])             (18), IGR-SB
+    Compose([StickBreaking(), Sharpen(t)])                     the mend of (18)
+    Compose([StickBreaking(), VertexInterpolation(t), Close()])  (17)
+    Compose([Planar(...), Planar(...), SoftmaxPlusPlus(t)])    IGR-Planar
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import ComposeTransform, Transform
+
+from igr import _checks, functional
+from igr.constraints import corner, simplex
+
+__all__ = [
+    "Close",
+    "Compose",
+    "Planar",
+    "Sharpen",
+    "SoftmaxPlusPlus",
+    "StableTransform",
+    "StickBreaking",
+    "VertexInterpolation",
+]
+
+_REAL = constraints.real_vector
+_NOTHING = -1e30  # the logarithm of no weight at all, finite so that gradients stay so
+
+
+def _is_simplex(constraint: Constraint) -> bool:
+    return constraint is simplex or constraint is constraints.simplex
+
+
+def _to_stable(constraint: Constraint, x: Tensor) -> Tensor:
+    """A point of `constraint`, given by its coordinates, in stable form."""
+    if constraint is corner:
+        x = functional.full_precision(x)
+        return torch.cat([x.log(), torch.log1p(-x.sum(-1, keepdim=True))], -1)
+    if _is_simplex(constraint):
+        return functional.full_precision(x).log()
+    return x
+
+
+def _from_stable(constraint: Constraint, x: Tensor) -> Tensor:
+    """The coordinates of a point given in stable form."""
+    if constraint is corner:
+        return x[..., :-1].exp()
+    return x.exp() if _is_simplex(constraint) else x
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal parameters: by identity first, so that a shared object costs no device synchronisation."""
+    if a is b:
+        return True
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if a is None or b is None:
+            return False
+        try:
+            return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+        except RuntimeError:
+            return False
+    return bool(a == b)
+
+
+class StableTransform(Transform):
+    """A map with three methods in stable form, from which torch's own interface follows.
+
+    A subclass names its parameters (what makes two of them the same map), and defines `forward_stable`,
+    `inverse_stable` and `log_det`.
+    """
+
+    bijective = True
+    parameter_names: tuple[str, ...] = ()
+    vector_names: tuple[str, ...] = ("allowed", "u", "w")  # those with a dimension besides the batch
+
+    @abstractmethod
+    def forward_stable(self, x: Tensor) -> Tensor:
+        """Map a point in stable form to a point in stable form."""
+
+    @abstractmethod
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        """Inverse of `forward_stable`."""
+
+    @abstractmethod
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant of the Jacobian with respect to K-1 coordinates, ``(*batch,)``."""
+
+    @property
+    def active(self) -> Tensor | None:
+        """The coordinates of R^(K-1) that the result depends on; None where it depends on all."""
+        return None
+
+    def image(self, y: Tensor) -> Tensor | None:
+        """Mask of the points in stable form that the map can reach; None where it reaches them all."""
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a point in stable form to coordinates."""
+        return _from_stable(self.codomain, self.forward_stable(x))
+
+    def hard_scores(self, y: Tensor) -> Tensor:
+        """Scores whose largest names the category that a point in stable form relaxes."""
+        return y
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.forward(_to_stable(self.domain, x)).to(x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return _from_stable(self.domain, self.inverse_stable(_to_stable(self.codomain, y))).to(y.dtype)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.log_det(_to_stable(self.domain, x), _to_stable(self.codomain, y))
+
+    def batch_shape(self) -> torch.Size:
+        """Shape that the parameters of the map add to a batch."""
+        shapes = []
+        for name in self.parameter_names:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                shapes.append(value.shape[: value.dim() - (name in self.vector_names)])
+        return torch.broadcast_shapes(*shapes)
+
+    def _parameters(self) -> list[Any]:
+        return [getattr(self, name) for name in self.parameter_names]
+
+    def _resize(self, shape: Iterable[int], by: int) -> torch.Size:
+        *batch, last = shape
+        return torch.Size((*torch.broadcast_shapes(tuple(batch), self.batch_shape()), last + by))
+
+    def forward_shape(self, shape: Iterable[int]) -> torch.Size:
+        return self._resize(shape, int(_is_simplex(self.codomain)))
+
+    def inverse_shape(self, shape: Iterable[int]) -> torch.Size:
+        return self._resize(shape, -int(_is_simplex(self.codomain)))
+
+    def with_cache(self, cache_size: int = 1) -> Transform:
+        if self._cache_size == cache_size:
+            return self
+        other = copy.copy(self)
+        other._cache_size = cache_size
+        other._cached_x_y = None, None
+        other._inv = None
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return False
+        return all(_same(a, b) for a, b in zip(self._parameters(), other._parameters(), strict=True))
+
+    __hash__ = Transform.__hash__
+
+    def __repr__(self) -> str:
+        arguments = (
+            f"{n}={'tensor' + str(tuple(p.shape)) if isinstance(p, Tensor) else p}"
+            for n, p in zip(self.parameter_names, self._parameters(), strict=True)
+            if p is not None
+        )
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+class _ToSimplex(StableTransform):
+    """What softmax++ and sharpening share: K weights that sum to one, some of which may be ruled out."""
+
+    codomain = simplex
+
+    def __init__(self, temperature: float | Tensor, allowed: Tensor | None = None) -> None:
+        super().__init__()
+        _checks.positive("temperature", temperature)
+        self.temperature = temperature
+        self.allowed = allowed
+
+    def _log_volume(self, log_z: Tensor) -> Tensor:
+        """sum log z - (number of categories - 1) log temperature."""
+        if self.allowed is None:
+            total, free = log_z.sum(-1), log_z.shape[-1] - 1
+            return total - free * functional.log(self.temperature)
+        total = log_z.masked_fill(~self.allowed, 0.0).sum(-1)
+        return total - (self.allowed.sum(-1) - 1) * functional.log(self.temperature)
+
+
+class SoftmaxPlusPlus(_ToSimplex):
+    r"""The softmax++ of (15), from R^(K-1) to the simplex; formula in `igr.functional.softmax_plus_plus`.
+
+    Args:
+        temperature: positive number or tensor that broadcasts against the batch.
+        delta: likewise.
+        allowed: boolean ``(*batch, K)``; categories that are not allowed get exactly 0.
+
+    Raises:
+        ValueError: if `temperature` or `delta` is not positive.
+
+    >>> SoftmaxPlusPlus(0.5)(torch.zeros(2))
+    tensor([0.3333, 0.3333, 0.3333])
+    """
+
+    domain = _REAL
+    parameter_names = ("temperature", "delta", "allowed")
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        delta: float | Tensor = 1.0,
+        allowed: Tensor | None = None,
+    ) -> None:
+        super().__init__(temperature, allowed)
+        _checks.positive("delta", delta)
+        self.delta = delta
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.log_softmax_plus_plus(
+            x, self.temperature, self.delta, allowed=self.allowed
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softmax_plus_plus(x, self.temperature, self.delta, allowed=self.allowed)
+
+    @property
+    def active(self) -> Tensor | None:
+        return None if self.allowed is None else self.allowed[..., :-1]
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        if self.allowed is not None:
+            # Without the last category, y is known up to a common shift: the one with log z_K = 0 stands for it.
+            y = y.masked_fill(~self.allowed, 0.0)
+        return functional.log_softmax_plus_plus_inverse(y, self.temperature, self.delta)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._log_volume(y)
+
+    def hard_scores(self, y: Tensor) -> Tensor:
+        # Proposition 1 compares y_k with 0, that is z_k with z_K / delta.
+        last = y[..., -1:] - functional.lift(functional.log(self.delta))
+        return torch.cat([y[..., :-1].expand(*last.shape[:-1], -1), last], -1)
+
+
+class StickBreaking(StableTransform):
+    """Stick-breaking of sigmoid(y) (16), from R^(K-1) to the corner; see `igr.functional.log_stick_breaking`.
+
+    Torch's own ``StickBreakingTransform`` adds an offset to y and closes to the simplex: it is another map.
+
+    >>> StickBreaking()(torch.zeros(2))
+    tensor([0.5000, 0.2500])
+    """
+
+    domain = _REAL
+    codomain = corner
+    parameter_names = ("allowed",)
+
+    def __init__(self, allowed: Tensor | None = None) -> None:
+        super().__init__()
+        self.allowed = allowed
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.log_stick_breaking(x, allowed=self.allowed)
+
+    @property
+    def active(self) -> Tensor | None:
+        return None if self.allowed is None else functional.stick_breaking_active(self.allowed)
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        return functional.log_stick_breaking_inverse(y)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.allowed is not None:
+            y = y.masked_fill(~self.allowed, 0.0)
+        return y.sum(-1)
+
+
+class Sharpen(_ToSimplex):
+    r"""Sharpen all K weights, :math:`z_k \propto w_k^{1/\tau}`, from the corner to the simplex.
+
+    After `StickBreaking` it takes the place of the softmax++ in (18): it reaches every category and fills the whole
+    simplex (errata E4 and E5). See `igr.functional.log_sharpen`.
+
+    >>> Sharpen(0.5)(torch.tensor([0.5, 0.25]))
+    tensor([0.6667, 0.1667, 0.1667])
+    """
+
+    domain = corner
+    parameter_names = ("temperature", "allowed")
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.log_sharpen(x, self.temperature)
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        if self.allowed is not None:
+            y = y.masked_fill(~self.allowed, _NOTHING)
+        return functional.log_sharpen_inverse(y, self.temperature)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.allowed is not None:
+            x = x.masked_fill(~self.allowed, 0.0)
+        return self._log_volume(y) - x.sum(-1)
+
+
+class VertexInterpolation(StableTransform):
+    r"""Interpolate towards the nearest vertex (17), from the corner to itself; temperature at most 1.
+
+    Its pathwise gradient is biased (erratum E14); see `igr.functional.log_vertex_interpolation`.
+
+    >>> VertexInterpolation(0.5)(torch.tensor([0.6, 0.3]))
+    tensor([0.8000, 0.1500])
+    """
+
+    domain = corner
+    codomain = corner
+    parameter_names = ("temperature",)
+
+    def __init__(self, temperature: float | Tensor) -> None:
+        super().__init__()
+        _checks.positive("temperature", temperature)
+        if isinstance(temperature, Tensor):
+            _checks.satisfies("temperature", temperature, temperature <= 1, "values in (0, 1]")
+        elif temperature > 1:
+            raise ValueError(f"temperature: expected a number in (0, 1], got {temperature}")
+        self.temperature = temperature
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.log_vertex_interpolation(x, self.temperature)
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        return functional.log_vertex_interpolation_inverse(y, self.temperature)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        volume = (x.shape[-1] - 1) * functional.log(self.temperature)
+        return torch.as_tensor(volume, dtype=y.dtype, device=y.device).expand(y.shape[:-1])
+
+    def image(self, y: Tensor) -> Tensor:
+        # Each of the first K-1 weights is at most temperature / 2, but for one above 1 - temperature / 2; and the
+        # weight that is not interpolated leaves at most the temperature to the others.
+        t = functional.lift(self.temperature)
+        z = y[..., :-1].exp()
+        slack = 4 * torch.finfo(y.dtype).eps
+        at_vertex = z > 1 - t / 2 - slack
+        low = z <= t / 2 + slack
+        rest = y[..., -1].exp() >= (1 - self.temperature) * (~at_vertex.any(-1)) - slack
+        return (at_vertex | low).all(-1) & rest
+
+    def hard_scores(self, y: Tensor) -> Tensor:
+        return F.pad(y[..., :-1], (0, 1), value=math.log(0.5))
+
+
+class Close(StableTransform):
+    """Append the remainder: the corner, seen as the simplex.
+
+    >>> Close()(torch.tensor([0.5, 0.25]))
+    tensor([0.5000, 0.2500, 0.2500])
+    """
+
+    domain = corner
+    codomain = simplex
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return x
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        return y
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.zeros_like(y[..., 0])
+
+
+class Planar(StableTransform):
+    r"""One planar flow on R^(K-1); formula in `igr.functional.planar`, learnable in `igr.nn.PlanarFlow`.
+
+    Args:
+        u, w: ``(*batch, K-1)``; u is bent so that the flow stays invertible.
+        b: ``(*batch,)``.
+
+    Its inverse is numerical. Source: Rezende and Mohamed (2015).
+
+    >>> Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0))(torch.zeros(2))
+    tensor([0., 0.])
+    """
+
+    domain = _REAL
+    codomain = _REAL
+    parameter_names = ("u", "w", "b")
+
+    def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
+        super().__init__()
+        if u.shape != w.shape or u.shape[:-1] != b.shape:
+            raise ValueError(
+                "u, w, b: expected shapes (*batch, K-1), (*batch, K-1), (*batch,), got "
+                f"{tuple(u.shape)}, {tuple(w.shape)}, {tuple(b.shape)}"
+            )
+        self.u, self.w, self.b = u, w, b
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.planar(x, self.u, self.w, self.b)[0]
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        return functional.planar_inverse(y, self.u, self.w, self.b)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        return functional.planar(x, self.u, self.w, self.b)[1]
+
+
+class _Plain(StableTransform):
+    """Someone else's transform, in stable form."""
+
+    parameter_names = ("transform",)
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.transform = transform
+        self.codomain = simplex if _is_simplex(transform.codomain) else _REAL
+
+    domain = _REAL
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return _to_stable(self.codomain, self.transform(x))
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        return self.transform.inv(_from_stable(self.codomain, y))
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        value = self.transform.log_abs_det_jacobian(x, _from_stable(self.codomain, y))
+        return value if self.transform.domain.event_dim == 1 else value.sum(-1)
+
+
+class Compose(ComposeTransform):
+    """Maps applied one after the other, the first of them first, as one map in stable form.
+
+    Nested compositions are flattened, so that two of them are equal when they are the same map. Any torch, Pyro or
+    zuko transform of R^(K-1) to itself may stand before the last.
+
+    Args:
+        parts: the maps. Each must take what the one before it gives.
+
+    Raises:
+        ValueError: if two neighbours do not fit.
+
+    >>> Compose([StickBreaking(), Sharpen(0.5)])(torch.zeros(2))
+    tensor([0.6667, 0.1667, 0.1667])
+    """
+
+    def __init__(self, parts: Iterable[Transform], cache_size: int = 0) -> None:
+        flat: list[Transform] = []
+        for part in parts:
+            if not isinstance(part, Transform):
+                raise ValueError(f"parts: expected transforms, got {type(part).__name__}")
+            flat.extend(part.parts if isinstance(part, ComposeTransform) else [part])
+        if not flat:
+            raise ValueError("parts: expected at least one transform, got none")
+        for first, second in zip(flat, flat[1:], strict=False):
+            if _is_simplex(first.codomain) or (
+                second.domain is corner and first.codomain is not corner
+            ):
+                raise ValueError(
+                    f"parts: {second} takes points of {second.domain}, "
+                    f"but {first} before it gives points of {first.codomain}"
+                )
+        super().__init__(flat, cache_size=cache_size)  # type: ignore[arg-type]
+        self._stable = [p if isinstance(p, StableTransform) else _Plain(p) for p in flat]
+
+    @property
+    def takes_corner(self) -> bool:
+        """Whether the composition starts from the corner rather than from R^(K-1)."""
+        return self._stable[0].domain is corner
+
+    @property
+    def active(self) -> Tensor | None:
+        """The coordinates of R^(K-1) that the result depends on; None where it depends on all."""
+        return self._stable[0].active
+
+    def batch_shape(self) -> torch.Size:
+        """Shape that the parameters of the maps add to a batch."""
+        shapes = [s for part in self._stable if (s := part.batch_shape())]
+        return torch.broadcast_shapes(*shapes) if shapes else torch.Size()
+
+    def _enter(self, i: int, x: Tensor) -> Tensor:
+        """What part i - 1 gives, in the stable form that part i takes."""
+        given, taken = self._stable[i - 1].codomain, self._stable[i].domain
+        return x if i == 0 or given is taken else _from_stable(given, x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a point in stable form to coordinates."""
+        for i, part in enumerate(self._stable[:-1]):
+            x = part.forward_stable(self._enter(i, x))
+        return self._stable[-1].forward(self._enter(len(self._stable) - 1, x))
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        """Map a point in stable form to a point in stable form."""
+        for i, part in enumerate(self._stable):
+            x = part.forward_stable(self._enter(i, x))
+        return x
+
+    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward_stable` and the log-determinant of its Jacobian with respect to K-1 coordinates."""
+        total: Tensor | None = None
+        for i, part in enumerate(self._stable):
+            x = self._enter(i, x)
+            y = part.forward_stable(x)
+            term = part.log_det(x, y)
+            total = term if total is None else total + term
+            x = y
+        return x, total  # type: ignore[return-value]  # there is at least one part
+
+    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inverse of `forward_and_log_det`, and a mask of the points that it applies to.
+
+        Outside the image of the map the results are finite and mean nothing.
+        """
+        inside = torch.ones_like(y[..., 0], dtype=torch.bool)
+        total = torch.zeros_like(y[..., 0])
+        for i in reversed(range(len(self._stable))):
+            part = self._stable[i]
+            mask = part.image(y)
+            if mask is not None:
+                inside, y = inside & mask, _replace(y, mask)
+            x = part.inverse_stable(y)
+            total = total + part.log_det(x, y)
+            if i and self._stable[i - 1].codomain is corner and part.domain is not corner:
+                mask = corner.check(x)
+                centre = torch.full_like(x, 1 / (x.shape[-1] + 1))
+                inside, x = inside & mask, torch.where(mask.unsqueeze(-1), x, centre)
+                y = _to_stable(corner, x)
+            else:
+                y = x
+        return y, total, inside
+
+    def hard_scores(self, y: Tensor) -> Tensor:
+        """Scores whose largest names the category that a point in stable form relaxes."""
+        last = self._stable[-1]
+        if isinstance(last, Close) and len(self._stable) > 1:
+            last = self._stable[-2]
+        return last.hard_scores(y)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(_to_stable(self._stable[0].domain, x)).to(x.dtype)
+
+    def with_cache(self, cache_size: int = 1) -> Compose:
+        return self if self._cache_size == cache_size else Compose(self.parts, cache_size)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComposeTransform) and list(self.parts) == list(other.parts)
+
+    __hash__ = ComposeTransform.__hash__
+
+
+def _replace(y: Tensor, mask: Tensor) -> Tensor:
+    """The last vertex, nearly, in the place of the points outside `mask`: every map here reaches it."""
+    tiny = torch.finfo(y.dtype).tiny
+    stand_in = torch.full_like(y, math.log(tiny))
+    stand_in = torch.cat([stand_in[..., :-1], torch.zeros_like(stand_in[..., -1:])], -1)
+    return torch.where(mask.unsqueeze(-1), y, stand_in)
