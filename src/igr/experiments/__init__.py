@@ -1,0 +1,1 @@
+"""The paper's experiments, and the machinery to run variations of them."""
