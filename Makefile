@@ -8,6 +8,8 @@ WORKERS ?= 2
 # One thread per process: tests run side by side, and small tensors gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
+# The theme's advertisement for its successor is no warning of ours.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: help demo test slow docs bench lint clean
 
@@ -24,7 +26,7 @@ demo: $(VENV)/.igr-experiments
 
 test: lint
 	$(PYTEST)
-	$(BIN)/mkdocs build --strict --quiet
+	$(MKDOCS) --quiet
 
 lint: $(VENV)/.igr-dev
 	$(BIN)/ruff check .
@@ -35,7 +37,7 @@ slow: $(VENV)/.igr-dev
 	$(PYTEST) -m slow
 
 docs: $(VENV)/.igr-dev
-	$(BIN)/mkdocs build --strict
+	$(MKDOCS)
 
 bench: $(VENV)/.igr-dev
 	@for script in benchmarks/*.py; do \
