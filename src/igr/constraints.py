@@ -11,7 +11,7 @@ from torch.distributions.transforms import SoftmaxTransform, StickBreakingTransf
 __all__ = ["corner", "simplex"]
 
 
-class Simplex(constraints.Constraint):
+class _Simplex(constraints.Constraint):
     r"""Vectors of K non-negative entries that sum to one.
 
     The sum may be off by what rounding K entries and adding them up can do:
@@ -32,7 +32,7 @@ class Simplex(constraints.Constraint):
         return (value >= 0).all(-1) & ((total - 1).abs() <= tolerance)
 
 
-class Corner(constraints.Constraint):
+class _Corner(constraints.Constraint):
     """Vectors of K-1 positive entries whose sum is below one: the simplex without its last coordinate.
 
     >>> corner.check(torch.tensor([0.25, 0.5]))
@@ -45,23 +45,23 @@ class Corner(constraints.Constraint):
         return (value > 0).all(-1) & (value.sum(-1) < 1)
 
 
-simplex = Simplex()
-corner = Corner()
+simplex = _Simplex()
+corner = _Corner()
 
 
 @biject_to.register(simplex)  # type: ignore[untyped-decorator]
-def _biject_to_simplex(constraint: Simplex) -> Transform:
+def _biject_to_simplex(constraint: _Simplex) -> Transform:
     return StickBreakingTransform()
 
 
 @transform_to.register(simplex)  # type: ignore[untyped-decorator]
-def _transform_to_simplex(constraint: Simplex) -> Transform:
+def _transform_to_simplex(constraint: _Simplex) -> Transform:
     return SoftmaxTransform()
 
 
 @biject_to.register(corner)  # type: ignore[untyped-decorator]
 @transform_to.register(corner)  # type: ignore[untyped-decorator]
-def _biject_to_corner(constraint: Corner) -> Transform:
+def _biject_to_corner(constraint: _Corner) -> Transform:
     from igr.transforms import StickBreaking  # transforms needs these constraints
 
     return StickBreaking()

@@ -131,11 +131,10 @@ class StableTransform(Transform):
     def batch_shape(self) -> torch.Size:
         """Shape that the parameters of the map add to a batch."""
         shapes = []
-        for name in self.parameter_names:
-            value = getattr(self, name)
+        for name, value in zip(self.parameter_names, self._parameters(), strict=True):
             if isinstance(value, Tensor):
                 shapes.append(value.shape[: value.dim() - (name in self.vector_names)])
-        return torch.broadcast_shapes(*shapes)
+        return torch.broadcast_shapes(*shapes) if any(shapes) else torch.Size()
 
     def _parameters(self) -> list[Any]:
         return [getattr(self, name) for name in self.parameter_names]
@@ -485,8 +484,9 @@ class Compose(ComposeTransform):
 
     def batch_shape(self) -> torch.Size:
         """Shape that the parameters of the maps add to a batch."""
-        shapes = [s for part in self._stable if (s := part.batch_shape())]
-        return torch.broadcast_shapes(*shapes) if shapes else torch.Size()
+        shapes = [part.batch_shape() for part in self._stable]
+        # broadcast_shapes is slow, and most maps have numbers for parameters.
+        return torch.broadcast_shapes(*shapes) if any(shapes) else torch.Size()
 
     def _enter(self, i: int, x: Tensor) -> Tensor:
         """What part i - 1 gives, in the stable form that part i takes."""
