@@ -52,7 +52,7 @@ def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:
     if all(t.shape == first.shape for t in others):
         return tuple(tensors.values())
     try:
-        return tuple(torch.broadcast_tensors(*tensors.values()))  # type: ignore[no-untyped-call]
+        return tuple(torch.broadcast_tensors(*tensors.values()))
     except RuntimeError:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
         raise ValueError(f"expected shapes that broadcast, got {shapes}") from None

@@ -27,7 +27,9 @@ class _Simplex(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         num_categories = value.shape[-1]
         info = torch.finfo(value.dtype)
-        tolerance = info.eps * (8 + num_categories**0.5) + num_categories * info.smallest_normal * info.eps
+        tolerance = (
+            info.eps * (8 + num_categories**0.5) + num_categories * info.smallest_normal * info.eps
+        )
         total = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
         return (value >= 0).all(-1) & ((total - 1).abs() <= tolerance)
 
@@ -49,18 +51,18 @@ simplex = _Simplex()
 corner = _Corner()
 
 
-@biject_to.register(simplex)  # type: ignore[untyped-decorator]
+@biject_to.register(simplex)
 def _biject_to_simplex(constraint: _Simplex) -> Transform:
     return StickBreakingTransform()
 
 
-@transform_to.register(simplex)  # type: ignore[untyped-decorator]
+@transform_to.register(simplex)
 def _transform_to_simplex(constraint: _Simplex) -> Transform:
     return SoftmaxTransform()
 
 
-@biject_to.register(corner)  # type: ignore[untyped-decorator]
-@transform_to.register(corner)  # type: ignore[untyped-decorator]
+@biject_to.register(corner)
+@transform_to.register(corner)
 def _biject_to_corner(constraint: _Corner) -> Transform:
     from igr.transforms import StickBreaking  # transforms needs these constraints
 

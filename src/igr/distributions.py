@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -219,10 +219,14 @@ class IGR(Relaxation, TransformedDistribution):
     True
     """
 
-    arg_constraints = {"loc": constraints.real_vector, "scale": constraints.independent(constraints.positive, 1)}  # noqa: RUF012
+    arg_constraints = {  # noqa: RUF012  # torch declares it on instances
+        "loc": constraints.real_vector,
+        "scale": constraints.independent(constraints.positive, 1),
+    }
     transform: Compose
     allowed: Tensor | None = None
-    _active: Tensor | None = None  # the base coordinates that matter where some categories are not allowed
+    # The base coordinates that matter where some categories are not allowed.
+    _active: Tensor | None = None
 
     def __init__(
         self, loc: Tensor, scale: Tensor, transform: Transform, validate_args: bool | None = None
@@ -235,7 +239,9 @@ class IGR(Relaxation, TransformedDistribution):
             )
         if _checks.enabled(validate_args):
             _checks.satisfies("loc", loc, loc.isfinite(), "finite values")
-            _checks.satisfies("scale", scale, (scale > 0) & scale.isfinite(), "positive finite values")
+            _checks.satisfies(
+                "scale", scale, (scale > 0) & scale.isfinite(), "positive finite values"
+            )
         base = Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
         self._set_up(base, transform, validate_args)
 
@@ -264,9 +270,7 @@ class IGR(Relaxation, TransformedDistribution):
         new._set_up(base, transform, validate_args)
         return new
 
-    def _set_up(
-        self, base: Distribution, transform: Transform, validate_args: bool | None
-    ) -> None:
+    def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         closed = self.transform.codomain
         if closed is not simplex and closed is not constraints.simplex:
@@ -275,7 +279,9 @@ class IGR(Relaxation, TransformedDistribution):
                 "append igr.SoftmaxPlusPlus, igr.Sharpen or igr.Close"
             )
         if self.transform.domain.event_dim != 1 or self.transform.takes_corner:
-            raise ValueError(f"transform: expected a map of R^(K-1), got one of {self.transform.domain}")
+            raise ValueError(
+                f"transform: expected a map of R^(K-1), got one of {self.transform.domain}"
+            )
         batch = base.batch_shape
         if added := self.transform.batch_shape():
             try:
@@ -321,22 +327,33 @@ class IGR(Relaxation, TransformedDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> IGR:
         new = type(self).__new__(type(self)) if _instance is None else _instance
-        new._set_up(self.base_dist.expand(torch.Size(batch_shape)), self.transform, self._validate_args)
+        new._set_up(
+            self.base_dist.expand(torch.Size(batch_shape)), self.transform, self._validate_args
+        )
         return new
 
-    def _rsample_base(self, sample_shape: Sequence[int]) -> Tensor:
-        return self._draw(sample_shape, scored=False)[0]
+    def _affine(self, noise: Tensor) -> Tensor:
+        loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
+        return torch.addcmul(loc, scale, noise)
 
-    def _draw(self, sample_shape: Sequence[int], scored: bool) -> tuple[Tensor, Tensor | None]:
-        """y, and its log-density under the base where `scored`."""
+    def _noise(self, sample_shape: Sequence[int]) -> Tensor:
+        return functional.full_precision(self._gaussian.noise(sample_shape))
+
+    def _rsample_base(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draw y."""
+        if not self._is_gaussian:
+            return self.base_dist.rsample(torch.Size(sample_shape))
+        return self._affine(self._noise(sample_shape))
+
+    def _rsample_base_and_log_prob(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Draw y and its log-density under the base."""
         if not self._is_gaussian:
             y = self.base_dist.rsample(torch.Size(sample_shape))
-            return y, self.base_dist.log_prob(y) if scored else None
-        noise = functional.full_precision(self._gaussian.noise(sample_shape))
-        loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
-        y = torch.addcmul(loc, scale, noise)
+            return y, self.base_dist.log_prob(y)
+        noise = self._noise(sample_shape)
         # Scored by its noise: (y - loc) / scale would lose it where the scale is small.
-        return y, self._gaussian_log_prob(noise, scale) if scored else None
+        log_prob = self._gaussian_log_prob(noise, functional.full_precision(self.scale))
+        return self._affine(noise), log_prob
 
     def _base_log_prob(self, y: Tensor) -> Tensor:
         if not self._is_gaussian:
@@ -361,7 +378,7 @@ class IGR(Relaxation, TransformedDistribution):
         return self.transform.forward_stable(self._rsample_base(sample_shape))
 
     def rsample_log_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        y, log_prob = self._draw(sample_shape, scored=True)
+        y, log_prob = self._rsample_base_and_log_prob(sample_shape)
         log_z, log_det = self.transform.forward_and_log_det(y)
         return log_z, log_prob - log_det
 
@@ -438,12 +455,12 @@ class SoftmaxIGR(IGR):
 
     @property
     def temperature(self) -> float | Tensor:
-        """:math:`\\tau` of (15)."""
+        r""":math:`\tau` of (15)."""
         return self._softmax_plus_plus.temperature
 
     @property
     def delta(self) -> float | Tensor:
-        """:math:`\\delta` of (15)."""
+        r""":math:`\delta` of (15)."""
         return self._softmax_plus_plus.delta
 
     @property
@@ -467,7 +484,7 @@ class SoftmaxIGR(IGR):
         centred = super()._gaussian_log_prob(noise - shift.unsqueeze(-1) * inverse, scale)
         return centred + torch.where(free, _HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
 
-    def discrete(
+    def discrete(  # type: ignore[override]  # exact: no number of samples to ask for
         self, *, tolerance: float | None = None, num_nodes: int | None = None
     ) -> RecoveredCategorical:
         r"""The categorical distribution that is relaxed, by the quadrature of Proposition 2; differentiable.
@@ -476,7 +493,7 @@ class SoftmaxIGR(IGR):
             tolerance, num_nodes: see `igr.discrete.argmax_log_probs`.
         """
         log_probs = argmax_log_probs(
-            self.loc, self.scale, tolerance=tolerance, num_nodes=num_nodes, allowed=self.allowed
+            self.loc, self.scale, num_nodes=num_nodes, allowed=self.allowed
         )
         return RecoveredCategorical(logits=log_probs)
 
@@ -563,6 +580,7 @@ class PlanarIGR(IGR):
 
     It scores its own samples without an inverse; ``log_prob`` of other points inverts the flow numerically.
 
+    >>> from igr import Planar
     >>> flow = [Planar(torch.ones(9), torch.ones(9), torch.tensor(0.0)) for _ in range(2)]
     >>> PlanarIGR(torch.zeros(9), torch.ones(9), 0.1, flow).rsample().shape
     torch.Size([10])
@@ -618,7 +636,9 @@ class GumbelSoftmax(Relaxation):
         if (logits is None) == (probs is None):
             raise ValueError("expected exactly one of logits and probs")
         _checks.positive("temperature", temperature, validate_args)
-        given = _as_tensor("logits" if probs is None else "probs", logits if probs is None else probs)
+        given = _as_tensor(
+            "logits" if probs is None else "probs", logits if probs is None else probs
+        )
         name = "logits" if probs is None else "probs"
         if given.dim() < 1 or given.shape[-1] < 2:
             raise ValueError(
@@ -632,7 +652,9 @@ class GumbelSoftmax(Relaxation):
                 _checks.satisfies(name, given, valid, "non-negative finite values")
         if probs is not None:
             # A probability of 0 rules the category out, without a gradient.
-            given = torch.where(given > 0, given.clamp_min(torch.finfo(given.dtype).tiny).log(), -torch.inf)
+            given = torch.where(
+                given > 0, given.clamp_min(torch.finfo(given.dtype).tiny).log(), -torch.inf
+            )
         allowed = _check_allowed(allowed, given[..., 1:], validate_args)
         if allowed is not None:
             given = torch.where(allowed, given, -torch.inf)
@@ -649,7 +671,7 @@ class GumbelSoftmax(Relaxation):
 
     @property
     def probs(self) -> Tensor:
-        """:math:`\\alpha`, normalised."""
+        r""":math:`\alpha`, normalised."""
         return torch.softmax(self.logits, -1)
 
     @property

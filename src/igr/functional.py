@@ -276,7 +276,7 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     >>> y, u, w = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.0])
     >>> planar(y, u, w, torch.tensor(0.0))[0]
-    tensor([0.9802, 2.0000])
+    tensor([0.9803, 2.0000])
     """
     dtype = y.dtype
     y, u, w, b = (full_precision(x) for x in (y, u, w, b))
@@ -432,7 +432,9 @@ def igr_softmax(
     _checks.positive("delta", delta)
     y = _gaussian(loc, scale, noise, generator, dim)
     z = softmax_plus_plus(y, tau, delta, allowed=allowed)
-    return _finish(z, _softmax_plus_plus_logits(y, 1.0, 1.0, allowed) if hard else None, dim, loc.dtype)
+    return _finish(
+        z, _softmax_plus_plus_logits(y, 1.0, 1.0, allowed) if hard else None, dim, loc.dtype
+    )
 
 
 def stick_breaking_igr_softmax(

@@ -46,7 +46,7 @@ def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor
         )
     shared = _shared_maps(q, p)
     if shared and isinstance(q, IGR) and isinstance(p, IGR):
-        x, log_q = q._draw((num_samples,), scored=True)
+        x, log_q = q._rsample_base_and_log_prob((num_samples,))
         if mine := q.transform.parts[:-shared]:
             x, log_det = Compose(mine).forward_and_log_det(x)
             log_q = log_q - log_det
@@ -63,7 +63,11 @@ def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor
 
 def _shared_maps(q: Distribution, p: Distribution) -> int:
     """How many maps q and p end with in common, when what comes before them is a density on R^(K-1)."""
-    if not (isinstance(q, IGR) and isinstance(p, IGR)) or q.allowed is not None or p.allowed is not None:
+    if (
+        not (isinstance(q, IGR) and isinstance(p, IGR))
+        or q.allowed is not None
+        or p.allowed is not None
+    ):
         return 0
     count = 0
     for mine, theirs in zip(reversed(q.transform.parts), reversed(p.transform.parts), strict=False):
@@ -76,7 +80,8 @@ def _shared_maps(q: Distribution, p: Distribution) -> int:
 def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
     r"""Divergence of the recovered categorical distribution of q from `p0`.
 
-    .. math:: \mathrm{KL}(\tilde\alpha \,\|\, p_0) = \sum_k \tilde\alpha_k \log \frac{\tilde\alpha_k}{p_{0,k}} \qquad (8)
+    .. math:: \mathrm{KL}(\tilde\alpha \,\|\, p_0) = \sum_k \tilde\alpha_k
+              \log \frac{\tilde\alpha_k}{p_{0,k}} \qquad (8)
 
     With relaxed samples in the other term of an objective it does not give a bound: `monte_carlo_kl`, or the closed
     form of `torch.distributions.kl_divergence`, does.
@@ -141,7 +146,10 @@ def _kl_softmax_igr(q: SoftmaxIGR, p: SoftmaxIGR) -> Tensor:
 def _equal(q: SoftmaxIGR, p: SoftmaxIGR) -> bool:
     """Whether temperature and delta are the same numbers, or the same tensors by identity: no value is read."""
     pairs = ((q.temperature, p.temperature), (q.delta, p.delta))
-    return all(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b) for a, b in pairs)
+    return all(
+        a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
+        for a, b in pairs
+    )
 
 
 def _standardised(q: SoftmaxIGR) -> tuple[Tensor, Tensor]:
@@ -185,7 +193,9 @@ def _kl_allowed(
     sum_weight0 = weight0.sum(-1).clamp_min(tiny)
     shift = (weight0 * (loc - loc0)).sum(-1)
     spread = (weight0.square() * scale.square()).sum(-1)
-    change = 0.5 * (sum_weight0.log() - sum_weight.log() + 1 - (spread + shift * shift) / sum_weight0)
+    change = 0.5 * (
+        sum_weight0.log() - sum_weight.log() + 1 - (spread + shift * shift) / sum_weight0
+    )
     total = total + torch.where(allowed[..., -1], 0.0, change)
     return torch.where((allowed == allowed0).all(-1), total, torch.inf)
 

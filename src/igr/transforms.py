@@ -88,7 +88,11 @@ class StableTransform(Transform):
 
     bijective = True
     parameter_names: tuple[str, ...] = ()
-    vector_names: tuple[str, ...] = ("allowed", "u", "w")  # those with a dimension besides the batch
+    vector_names: tuple[str, ...] = (
+        "allowed",
+        "u",
+        "w",
+    )  # those with a dimension besides the batch
 
     @abstractmethod
     def forward_stable(self, x: Tensor) -> Tensor:
@@ -123,7 +127,9 @@ class StableTransform(Transform):
         return self.forward(_to_stable(self.domain, x)).to(x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return _from_stable(self.domain, self.inverse_stable(_to_stable(self.codomain, y))).to(y.dtype)
+        return _from_stable(self.domain, self.inverse_stable(_to_stable(self.codomain, y))).to(
+            y.dtype
+        )
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.log_det(_to_stable(self.domain, x), _to_stable(self.codomain, y))
@@ -163,7 +169,9 @@ class StableTransform(Transform):
             return True
         if type(self) is not type(other):
             return False
-        return all(_same(a, b) for a, b in zip(self._parameters(), other._parameters(), strict=True))
+        return all(
+            _same(a, b) for a, b in zip(self._parameters(), other._parameters(), strict=True)
+        )
 
     __hash__ = Transform.__hash__
 
@@ -469,7 +477,7 @@ class Compose(ComposeTransform):
                     f"parts: {second} takes points of {second.domain}, "
                     f"but {first} before it gives points of {first.codomain}"
                 )
-        super().__init__(flat, cache_size=cache_size)  # type: ignore[arg-type]
+        super().__init__(flat, cache_size=cache_size)
         self._stable = [p if isinstance(p, StableTransform) else _Plain(p) for p in flat]
 
     @property
