@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -695,14 +695,14 @@ class GumbelSoftmax(Relaxation):
         return (logits + noise) / functional.lift(self.temperature), noise
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return self._cast(torch.softmax(self._draw(sample_shape)[0], -1))
+        return self._cast(functional.softmax(self._draw(sample_shape)[0]))
 
     def rsample_log(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        return torch.log_softmax(self._draw(sample_shape)[0], -1)
+        return functional.log_softmax(self._draw(sample_shape)[0])
 
     def rsample_log_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         scaled, noise = self._draw(sample_shape)
-        log_z = torch.log_softmax(scaled, -1)
+        log_z = functional.log_softmax(scaled)
         # log alpha - temperature log z is -noise up to a constant, which cancels.
         return log_z, self._log_density(log_z.masked_fill(~self.allowed, 0.0), -noise)
 
@@ -737,7 +737,7 @@ class GumbelSoftmax(Relaxation):
         from igr import conditional
 
         scores = conditional.conditional_gumbel(functional.full_precision(self.logits), onehot)
-        return self._cast(torch.softmax(scores / functional.lift(self.temperature), -1))
+        return self._cast(functional.softmax(scores / functional.lift(self.temperature)))
 
     def __repr__(self) -> str:
         temperature = self.temperature
