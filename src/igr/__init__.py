@@ -1,6 +1,6 @@
 """Invertible Gaussian Reparameterization: relaxed categorical variables from Gaussian noise."""
 
-from igr import constraints, functional, kl, objectives
+from igr import constraints, functional, kl, nn, objectives
 from igr.distributions import (
     IGR,
     GumbelSoftmax,
@@ -47,6 +47,7 @@ __all__ = [
     "importance_weighted_bound",
     "kl",
     "monte_carlo_kl",
+    "nn",
     "objectives",
     "plug_in_kl",
     "released_estimate",
