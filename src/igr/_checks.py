@@ -9,11 +9,20 @@ from torch.distributions import Distribution
 __all__ = ["broadcast", "positive", "satisfies", "values_can_be_read"]
 
 
-def values_can_be_read(*tensors: Tensor) -> bool:
-    """Whether a check may look at values: not while compiling or under `torch.func.vmap`."""
+def values_can_be_read(*values: float | Tensor) -> bool:
+    """Whether a check may look at values: not while compiling, under `torch.func.vmap`, or without data."""
     if torch.compiler.is_compiling():
         return False
-    return not any(torch._C._functorch.is_batchedtensor(t) for t in tensors)
+    return all(_has_data(value) for value in values if isinstance(value, Tensor))
+
+
+def _has_data(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return False
+        tensor = functorch.get_unwrapped(tensor)
+    return not tensor.is_meta
 
 
 def enabled(validate_args: bool | None) -> bool:
@@ -44,6 +53,16 @@ def positive(name: str, value: float | Tensor, validate_args: bool | None = None
         )
     elif not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a positive finite number, got {value}")
+
+
+def fits_batch(name: str, shape: torch.Size, batch_shape: torch.Size) -> None:
+    """Raise ValueError unless a shape broadcasts against the batch shape."""
+    for a, b in zip(reversed(shape), reversed(batch_shape), strict=False):
+        if a != b and 1 not in (a, b):
+            raise ValueError(
+                f"{name}: expected a shape (*sample, *batch, K) whose batch fits {tuple(batch_shape)}, "
+                f"got (*sample, *batch) = {tuple(shape)}"
+            )
 
 
 def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:

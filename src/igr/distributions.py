@@ -159,6 +159,8 @@ class Relaxation(Distribution):
                 f"value: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
             )
         given = functional.full_precision(given)
+        if self._validate_args:
+            _checks.fits_batch("value", given.shape[:-1], self.batch_shape)
         if self._validate_args and value is not None:
             _checks.satisfies("value", value, simplex.check(value), "points of the simplex")
         zero = 0.0 if log_value is None else -torch.inf
@@ -273,7 +275,7 @@ class IGR(Relaxation, TransformedDistribution):
     def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         closed = self.transform.codomain
-        if closed is not simplex and closed is not constraints.simplex:
+        if not isinstance(closed, (type(simplex), type(constraints.simplex))):
             raise ValueError(
                 f"transform: expected a map that ends on the simplex, got one that ends on {closed}; "
                 "append igr.SoftmaxPlusPlus, igr.Sharpen or igr.Close"
@@ -692,7 +694,7 @@ class GumbelSoftmax(Relaxation):
         logits = functional.full_precision(self.logits)
         shape = (*sample_shape, *logits.shape)
         noise = functional.gumbel_sample(shape, logits.dtype, logits.device)
-        return (logits + noise) / functional.lift(self.temperature), noise
+        return functional.temper(logits + noise, self.temperature, self.allowed), noise
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._cast(functional.softmax(self._draw(sample_shape)[0]))
@@ -762,7 +764,7 @@ def _check_allowed(
     if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
         came = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
         raise ValueError(f"allowed: expected a boolean tensor, got {came}")
-    if allowed.dim() < 1 or allowed.shape[-1] != loc.shape[-1] + 1:
+    if allowed.dim() < 1 or allowed.shape[-1] != _as_tensor("loc", loc).shape[-1] + 1:
         raise ValueError(
             f"allowed: expected shape (*batch, {loc.shape[-1] + 1}), one entry for each category, "
             f"got {tuple(allowed.shape)}"

@@ -49,7 +49,17 @@ def full_precision(x: Tensor) -> Tensor:
 
 def lift(value: float | Tensor) -> float | Tensor:
     """A per-batch value made to broadcast against ``(*batch, K)``."""
-    return value.unsqueeze(-1) if isinstance(value, Tensor) else value
+    # A scalar tensor broadcasts as it is, and so leaves the dtype alone.
+    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
+
+
+def temper(logits: Tensor, temperature: float | Tensor, allowed: Tensor | None = None) -> Tensor:
+    """``logits / temperature``, where those that are not allowed are -inf."""
+    if allowed is None or not isinstance(temperature, Tensor):
+        return logits / lift(temperature)
+    # -inf / temperature would give the temperature a gradient of NaN.
+    scaled = logits.masked_fill(~allowed, 0.0) / lift(temperature)
+    return scaled.masked_fill(~allowed, -torch.inf)
 
 
 def log(value: float | Tensor) -> float | Tensor:
@@ -205,7 +215,9 @@ def log_stick_breaking_inverse(log_w: Tensor) -> Tensor:
     return log_w[..., :-1] - log_rest[..., 1:]
 
 
-def log_sharpen(log_w: Tensor, temperature: float | Tensor) -> Tensor:
+def log_sharpen(
+    log_w: Tensor, temperature: float | Tensor, *, allowed: Tensor | None = None
+) -> Tensor:
     r"""Sharpen K weights, the remainder included.
 
     .. math:: z_k = \frac{w_k^{1/\tau}}{\sum_{j=1}^K w_j^{1/\tau}}
@@ -213,13 +225,18 @@ def log_sharpen(log_w: Tensor, temperature: float | Tensor) -> Tensor:
     The log-determinant of its Jacobian, with respect to the first K-1 coordinates, is
     :math:`\sum_{k=1}^K \log z_k - \sum_{k=1}^K \log w_k - (K-1) \log \tau`.
 
+    Args:
+        log_w: logarithms of K weights, ``(*batch, K)``.
+        temperature: :math:`\tau > 0`.
+        allowed: boolean, broadcasts against `log_w`, which must be -inf where it is false.
+
     Differs from the paper: takes the place of the softmax++ in (18), which can never choose the last category
     (errata E4 and E5).
 
     >>> log_sharpen(torch.tensor([0.5, 0.25, 0.25]).log(), 0.5).exp()
     tensor([0.6667, 0.1667, 0.1667])
     """
-    return log_softmax(log_w / lift(temperature))
+    return log_softmax(temper(log_w, temperature, allowed))
 
 
 def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor) -> Tensor:
@@ -246,7 +263,7 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor) -> Tens
     >>> log_vertex_interpolation(torch.tensor([0.6, 0.3, 0.1]).log(), 0.5).exp()
     tensor([0.8000, 0.1500, 0.0500])
     """
-    at_vertex = _nearest_vertex(log_w, math.log(0.5))
+    at_vertex = nearest_vertex(log_w)
     inner = log_w + lift(log(temperature))
     outer = torch.logaddexp(inner, _log1m(temperature, log_w))
     return torch.where(at_vertex, outer, inner)
@@ -259,15 +276,16 @@ def log_vertex_interpolation_inverse(log_z: Tensor, temperature: float | Tensor)
     >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
     tensor([0.6000, 0.3000, 0.1000])
     """
-    at_vertex = _nearest_vertex(log_z, math.log(0.5))
-    moved = (log_z.exp() - (1 - lift(temperature))) / lift(temperature)
-    safe = torch.where(at_vertex, moved, torch.ones_like(moved))
-    return torch.where(at_vertex, safe.log(), log_z - lift(log(temperature)))
+    at_vertex = nearest_vertex(log_z)
+    log_w = log_z - lift(log(temperature))
+    # What the others leave: the vertex's own weight, less 1 - temperature, would lose digits.
+    others = torch.where(at_vertex, -torch.inf, log_w).exp().sum(-1, keepdim=True)
+    return torch.where(at_vertex, torch.log1p(-others), log_w)
 
 
-def _nearest_vertex(log_w: Tensor, log_threshold: float) -> Tensor:
-    """One-hot mask of P_S over K categories: a k < K above the threshold, else the last."""
-    first = log_w[..., :-1] > log_threshold
+def nearest_vertex(log_w: Tensor) -> Tensor:
+    """One-hot mask of P_S over K categories: a k < K whose weight is above 1/2, else the last."""
+    first = log_w[..., :-1] > math.log(0.5)
     return torch.cat([first, ~first.any(-1, keepdim=True)], -1)
 
 
@@ -502,7 +520,7 @@ def sharp_stick_breaking_igr_softmax(
     _checks.positive("tau", tau)
     y = _gaussian(loc, scale, noise, generator, dim)
     log_w = log_stick_breaking(y, allowed=allowed)
-    z = softmax(log_w / lift(tau))
+    z = softmax(temper(log_w, tau, allowed))
     return _finish(z, log_w if hard else None, dim, loc.dtype)
 
 
@@ -561,4 +579,5 @@ def gumbel_softmax(
     x = x if dim in (-1, x.dim() - 1) else x.movedim(dim, -1)
     if allowed is not None:
         x = x.masked_fill(~allowed, -torch.inf)
-    return _finish(softmax(x / lift(tau)), x if hard else None, dim, logits.dtype)
+    z = softmax(temper(x, tau, allowed))
+    return _finish(z, x if hard else None, dim, logits.dtype)

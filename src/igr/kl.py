@@ -101,7 +101,7 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
     logits = q.discrete().logits
     alpha = logits.exp()
     # A category of probability 0 adds nothing.
-    terms = torch.where(alpha > 0, alpha * (torch.where(alpha > 0, logits, 0.0) - p0.logits), 0.0)
+    terms = alpha * torch.where(alpha > 0, logits - p0.logits, 0.0)
     return terms.sum(-1)
 
 
@@ -123,7 +123,13 @@ def _kl_igr(q: IGR, p: IGR) -> Tensor:
     if q.event_shape != p.event_shape or q.transform != p.transform:
         raise _no_closed_form(q, p)
     if not (q._is_gaussian and p._is_gaussian):
-        return kl_divergence(q.base_dist, p.base_dist)
+        try:
+            return kl_divergence(q.base_dist, p.base_dist)
+        except NotImplementedError:
+            raise NotImplementedError(
+                f"no closed-form KL between the bases {q.base_dist} and {p.base_dist}; "
+                "use igr.monte_carlo_kl(q, p, num_samples)"
+            ) from None
     terms = _kl_normal(q.loc, q.scale, p.loc, p.scale)
     return (terms if q._active is None else torch.where(q._active, terms, 0.0)).sum(-1)
 

@@ -45,7 +45,8 @@ _NOTHING = -1e30  # the logarithm of no weight at all, finite so that gradients 
 
 
 def _is_simplex(constraint: Constraint) -> bool:
-    return constraint is simplex or constraint is constraints.simplex
+    # By type: a copied or unpickled transform may carry a copy.
+    return isinstance(constraint, (type(simplex), type(constraints.simplex)))
 
 
 def _to_stable(constraint: Constraint, x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        if a is None or b is None:
+        if a is None or b is None or not _checks.values_can_be_read(a, b):
             return False
         try:
             return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
@@ -306,7 +307,7 @@ class Sharpen(_ToSimplex):
     parameter_names = ("temperature", "allowed")
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.log_sharpen(x, self.temperature)
+        return functional.log_sharpen(x, self.temperature, allowed=self.allowed)
 
     def inverse_stable(self, y: Tensor) -> Tensor:
         if self.allowed is not None:
@@ -352,15 +353,13 @@ class VertexInterpolation(StableTransform):
         return torch.as_tensor(volume, dtype=y.dtype, device=y.device).expand(y.shape[:-1])
 
     def image(self, y: Tensor) -> Tensor:
-        # Each of the first K-1 weights is at most temperature / 2, but for one above 1 - temperature / 2; and the
-        # weight that is not interpolated leaves at most the temperature to the others.
-        t = functional.lift(self.temperature)
-        z = y[..., :-1].exp()
-        slack = 4 * torch.finfo(y.dtype).eps
-        at_vertex = z > 1 - t / 2 - slack
-        low = z <= t / 2 + slack
-        rest = y[..., -1].exp() >= (1 - self.temperature) * (~at_vertex.any(-1)) - slack
-        return (at_vertex | low).all(-1) & rest
+        # What it comes from must lie in the corner, and have this vertex as its nearest.
+        at_vertex = functional.nearest_vertex(y)[..., :-1]
+        log_w = self.inverse_stable(y)
+        first, last = log_w[..., :-1].exp(), log_w[..., -1]
+        slack = 8 * torch.finfo(y.dtype).eps
+        nearest = torch.where(at_vertex, first > 0.5 - slack, first < 0.5 + slack)
+        return nearest.all(-1) & (last > -torch.inf)
 
     def hard_scores(self, y: Tensor) -> Tensor:
         return F.pad(y[..., :-1], (0, 1), value=math.log(0.5))
@@ -430,9 +429,15 @@ class _Plain(StableTransform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
-        self.codomain = simplex if _is_simplex(transform.codomain) else _REAL
 
     domain = _REAL
+
+    @property
+    def codomain(self) -> Constraint:  # type: ignore[override]
+        return simplex if _is_simplex(self.transform.codomain) else _REAL
+
+    def batch_shape(self) -> torch.Size:
+        return torch.Size(self.transform.forward_shape(torch.Size((1,)))[:-1])
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return _to_stable(self.codomain, self.transform(x))
