@@ -1,0 +1,397 @@
+r"""Discrete variational autoencoders, many at once: every parameter has a leading axis of runs.
+
+Shapes: R runs, B images, D pixels, N variables of K categories. Inside the model the categories come *before* the
+variables, ``(R, B, K, N)``, because a softmax along a last axis of ten is ten times slower than along the one before
+it. The public distributions have the categories last; `Family.distribution` turns the axes round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributions import kl_divergence
+
+import igr
+from igr.distributions import Relaxation
+
+__all__ = [
+    "FAMILIES",
+    "LIKELIHOODS",
+    "Bernoulli",
+    "Family",
+    "GumbelSoftmaxFamily",
+    "Likelihood",
+    "SoftmaxIGRFamily",
+    "StackedVAE",
+    "stream",
+]
+
+
+def stream(seed: int, *labels: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on the seed and the labels alone.
+
+    What run r draws must not depend on which other runs share its stack, nor on where training was interrupted: so
+    every (seed, purpose, epoch) has a stream of its own, and no generator's state is ever carried along.
+    """
+    text = "/".join(map(str, (seed, *labels)))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    # CPU generators use the low 32 bits alone; the digest is uniform there too.
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class _BernoulliLogProb(torch.autograd.Function):
+    """sum_d x_d l_d - softplus(l_d), with its gradient x - sigmoid(l) in three passes over l, not six."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(logits, x)
+        return torch.linalg.vecdot(x, logits) - F.softplus(logits).sum(-1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        logits, x = ctx.saved_tensors
+        return (x - torch.sigmoid(logits)).mul_(grad.unsqueeze(-1)), None
+
+
+class _SoftmaxIGRSample(torch.autograd.Function):
+    """Sample and KL of `SoftmaxIGRFamily` with their gradient written out: a dozen small passes, not forty."""
+
+    @staticmethod
+    def forward(
+        ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior_loc: float
+    ) -> tuple[Tensor, Tensor]:
+        loc, log_scale = parameters.chunk(2, dim=-2)
+        scale = log_scale.contiguous().exp_()  # exp of a strided tensor is ten times slower
+        y = F.pad(torch.addcmul(loc, scale, noise), (0, 0, 0, 1))
+        z = torch.softmax(y.div_(temperature), dim=-2)
+        distance = loc - prior_loc
+        kl = 0.5 * (_squared_norm(distance) + _squared_norm(scale) - scale[0, 0].numel())
+        ctx.save_for_backward(noise, temperature, scale, distance, z)
+        return z, kl - log_scale.sum((-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
+        noise, temperature, scale, distance, z = ctx.saved_tensors
+        grad_kl = grad_kl[..., None, None]
+        grad = grad_z * z
+        grad_y = grad.addcmul_(z, grad.sum(-2, keepdim=True), value=-1).div_(temperature)[
+            ..., :-1, :
+        ]
+        grad_scale = torch.addcmul(grad_y * noise, scale, grad_kl)
+        return (
+            torch.cat(
+                [torch.addcmul(grad_y, distance, grad_kl), grad_scale.mul_(scale).sub_(grad_kl)], -2
+            ),
+            None,
+            None,
+            None,
+        )
+
+
+def _squared_norm(x: Tensor) -> Tensor:
+    x = x.flatten(-2)
+    return torch.linalg.vecdot(x, x)
+
+
+class Likelihood(ABC):
+    """What the decoder's outputs mean: p(x | z)."""
+
+    outputs_per_pixel: int
+
+    @abstractmethod
+    def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """``log p(x | z)`` of shape ``(...)`` from outputs ``(..., D * outputs_per_pixel)`` and x ``(..., D)``."""
+
+    def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
+        """`log_prob` of many samples ``(B, M, ...)`` for each image ``(B, D)``; may destroy `outputs`."""
+        return self.log_prob(outputs, x.unsqueeze(1).expand(-1, outputs.shape[1], -1))
+
+    @abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """The expected image ``(..., D)``, for pictures."""
+
+
+class Bernoulli(Likelihood):
+    """Independent binary pixels, from logits."""
+
+    outputs_per_pixel = 1
+
+    def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        return _BernoulliLogProb.apply(outputs, x)
+
+    def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
+        on = torch.bmm(outputs, x.unsqueeze(-1)).squeeze(-1)
+        if outputs.amax() > 80:  # where exp, unlike softplus, would soon overflow
+            return on - F.softplus(outputs).sum(-1)
+        # log(1 + exp(l)) in place: a third of softplus's time, its error at most one rounding of 1.
+        return on - outputs.exp_().add_(1).log_().sum(-1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return torch.sigmoid(outputs)
+
+
+LIKELIHOODS: dict[str, Likelihood] = {"bernoulli": Bernoulli()}
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """A relaxed categorical posterior with its prior, over N variables of K categories.
+
+    Source: paper, sections 2.2 and 3. ``parameters`` below are the encoder's outputs, ``(R, B, P, N)`` with P =
+    `outputs_per_variable`; ``temperature`` broadcasts against them.
+    """
+
+    num_categories: int
+    prior_temperature: float
+
+    @property
+    @abstractmethod
+    def outputs_per_variable(self) -> int:
+        """How many numbers the encoder gives for each variable."""
+
+    @property
+    @abstractmethod
+    def noise_per_variable(self) -> int:
+        """How many random numbers one sample of one variable takes."""
+
+    @abstractmethod
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        """Fill `out` with the base distribution's draws."""
+
+    @abstractmethod
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A relaxed sample ``(R, B, K, N)`` and KL(q || p), or its estimate, of each image ``(R, B)``."""
+
+    @abstractmethod
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> Relaxation:
+        """The posterior as a public distribution, batch ``(R, B, N)``, events ``(K,)``."""
+
+    def discrete_log_probs(self, parameters: Tensor, temperature: Tensor | float) -> Tensor:
+        """Log-probabilities of the recovered categorical, ``(R, B, N, K)``."""
+        return self.distribution(parameters, temperature).discrete().logits
+
+    @abstractmethod
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        """KL(q || p) of the relaxation for each image, ``(R, B)``: exact if there is a closed form."""
+
+
+@dataclass(frozen=True)
+class SoftmaxIGRFamily(Family):
+    r"""IGR-I: the softmax++ of a Gaussian (15), with closed-form KL (13).
+
+    The prior has scale 1 and the location m at which its hard samples are uniform (Prop. 2): with equal locations the
+    last category has probability :math:`\Phi(-m)^{K-1}`, so :math:`m = -\Phi^{-1}(K^{-1/(K-1)})`. Prior and posterior
+    share the temperature, which therefore drops out of their KL.
+    """
+
+    @property
+    def prior_loc(self) -> float:
+        p = torch.tensor(
+            self.num_categories ** (-1 / (self.num_categories - 1)), dtype=torch.float64
+        )
+        return -torch.special.ndtri(p).item()
+
+    @property
+    def outputs_per_variable(self) -> int:
+        return 2 * (self.num_categories - 1)
+
+    @property
+    def noise_per_variable(self) -> int:
+        return self.num_categories - 1
+
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        out.normal_(generator=generator)
+
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _SoftmaxIGRSample.apply(parameters, noise, temperature, self.prior_loc)
+
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.SoftmaxIGR:
+        loc, log_scale = parameters.chunk(2, dim=-2)
+        return igr.SoftmaxIGR(loc.mT, log_scale.mT.exp(), temperature, validate_args=False)
+
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        q = self.distribution(parameters, temperature)
+        loc = torch.full_like(q.loc, self.prior_loc)
+        p = igr.SoftmaxIGR(loc, torch.ones_like(loc), temperature, validate_args=False)
+        return kl_divergence(q, p).sum(-1)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmaxFamily(Family):
+    r"""Gumbel-Softmax (5), with the Monte Carlo KL (9) to a uniform one of its own temperature.
+
+    Both densities are taken of log z, where low temperatures stay finite. At z = softmax(u), u = (logits + g) / t,
+    the density of temperature s and logits a is
+    :math:`\log (K-1)! + (K-1) \log s + \sum_k \log softmax(a - s u)_k`. For the posterior a - t u is -g: a function
+    of the noise alone, because logits only shift log z. So all of the KL's gradient comes through the prior.
+    """
+
+    @property
+    def outputs_per_variable(self) -> int:
+        return self.num_categories
+
+    @property
+    def noise_per_variable(self) -> int:
+        return self.num_categories
+
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        # Gumbel draws from uniforms; torch's exponential_ is several times slower. Zero can be drawn, one cannot.
+        tiny = torch.finfo(out.dtype).tiny
+        out.uniform_(generator=generator).clamp_min_(tiny).log_().neg_().log_().neg_()
+
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        K, prior = self.num_categories, self.prior_temperature
+        u = (parameters + noise) / temperature
+        log_p = torch.log_softmax(-prior * u, dim=-2)
+        log_q = torch.log_softmax(-noise, dim=-2).sum((-2, -1))
+        kl = log_q - log_p.sum((-2, -1))
+        volume = (K - 1) * noise.shape[-1] * torch.log(temperature[..., 0, 0] / prior)
+        return torch.softmax(u, dim=-2), kl + volume
+
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.GumbelSoftmax:
+        return igr.GumbelSoftmax(temperature, logits=parameters.mT, validate_args=False)
+
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        q = self.distribution(parameters, temperature)
+        p = igr.GumbelSoftmax(
+            self.prior_temperature, logits=torch.zeros_like(parameters.mT), validate_args=False
+        )
+        return igr.monte_carlo_kl(q, p, num_samples=num_samples).sum(-1)
+
+
+FAMILIES: dict[str, type[Family]] = {"igr-i": SoftmaxIGRFamily, "gs": GumbelSoftmaxFamily}
+
+
+class StackedVAE:
+    """R autoencoders of one shape; every parameter is a tensor with a leading axis of runs.
+
+    Encoder: D -> hidden -> P * N; decoder: K * N -> hidden reversed -> D, ReLU between affine maps. With no hidden
+    widths each is one affine map. Weights are ``(R, in, out)``, biases ``(R, 1, out)``; both start uniform in
+    +-1/sqrt(in), as torch's ``Linear`` does, from the run's own seed.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        likelihood: Likelihood,
+        num_pixels: int,
+        num_variables: int,
+        hidden: Sequence[int],
+        tensors: dict[str, Tensor],
+        temperatures: Tensor,
+    ) -> None:
+        self.family, self.likelihood = family, likelihood
+        self.num_pixels, self.num_variables, self.hidden = num_pixels, num_variables, tuple(hidden)
+        self.tensors = tensors
+        self.temperatures = temperatures
+        self.temperature = temperatures.view(-1, 1, 1, 1)
+        depth = len(self.hidden) + 1
+        self.encoder, self.decoder = (
+            [(tensors[f"{part}.{i}.weight"], tensors[f"{part}.{i}.bias"]) for i in range(depth)]
+            for part in ("encoder", "decoder")
+        )
+
+    @classmethod
+    def initialise(
+        cls,
+        family: Family,
+        likelihood: Likelihood,
+        num_pixels: int,
+        num_variables: int,
+        hidden: Sequence[int],
+        temperatures: Sequence[float],
+        seeds: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> StackedVAE:
+        """Fresh parameters, those of run r drawn from ``seeds[r]`` alone."""
+        generators = {seed: stream(seed, "parameters") for seed in seeds}
+        drawn: dict[int, dict[str, Tensor]] = {seed: {} for seed in generators}
+        widths = {
+            "encoder": [num_pixels, *hidden, family.outputs_per_variable * num_variables],
+            "decoder": [
+                family.num_categories * num_variables,
+                *reversed(hidden),
+                num_pixels * likelihood.outputs_per_pixel,
+            ],
+        }
+        # Always drawn in float32 on the CPU, so that other dtypes and devices start from the same numbers.
+        for seed, generator in generators.items():
+            for part, sizes in widths.items():
+                for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+                    for name, shape in (("weight", (n_in, n_out)), ("bias", (1, n_out))):
+                        value = torch.empty(shape, dtype=torch.float32)
+                        value.uniform_(
+                            -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator
+                        )
+                        drawn[seed][f"{part}.{i}.{name}"] = value
+        tensors = {
+            name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
+            for name in drawn[seeds[0]]
+        }
+        taus = torch.tensor(temperatures, dtype=dtype, device=device)
+        return cls(family, likelihood, num_pixels, num_variables, hidden, tensors, taus)
+
+    def run(self, r: int) -> StackedVAE:
+        """The r-th run alone, sharing its storage."""
+        tensors = {name: value[r : r + 1] for name, value in self.tensors.items()}
+        return self.with_tensors(tensors, self.temperatures[r : r + 1])
+
+    def with_tensors(self, tensors: dict[str, Tensor], temperatures: Tensor) -> StackedVAE:
+        """The same model with other parameters."""
+        return StackedVAE(
+            self.family,
+            self.likelihood,
+            self.num_pixels,
+            self.num_variables,
+            self.hidden,
+            tensors,
+            temperatures,
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Parameters of the posterior, ``(R, B, P, N)``, of images ``(R, B, D)``."""
+        return _affine_maps(x, self.encoder).unflatten(-1, (-1, self.num_variables))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Outputs for the likelihood from ``(R, B, K, N)``, relaxed or one-hot."""
+        return _affine_maps(z.flatten(-2), self.decoder)
+
+    def decode_categories(self, categories: Tensor) -> Tensor:
+        """Outputs for the likelihood from categories ``(M, N)``, whole numbers below K; of a stack of one.
+
+        The first affine map of a one-hot input is a sum of N rows of its weight, gathered rather than multiplied.
+        """
+        (weight, bias), *rest = self.decoder
+        rows = categories * self.num_variables + torch.arange(
+            self.num_variables, dtype=categories.dtype, device=categories.device
+        )
+        x = F.embedding_bag(rows, weight.squeeze(0), mode="sum").add_(bias.squeeze(0))
+        return _affine_maps(x.relu_().unsqueeze(0), rest).squeeze(0) if rest else x
+
+    def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z) of one relaxed sample and the KL, each ``(R, B)``: the ELBO (7) is their difference."""
+        z, kl = self.family.sample_and_kl(self.encode(x), noise, self.temperature)
+        return self.likelihood.log_prob(self.decode(z), x), kl
+
+
+def _affine_maps(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    for i, (weight, bias) in enumerate(layers):
+        x = torch.baddbmm(bias, torch.relu(x) if i else x, weight)
+    return x

@@ -1,0 +1,107 @@
+"""Pictures of a run and of a sweep, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import torch
+from torch import Tensor
+
+from igr.experiments.evaluate import draw_categories
+from igr.experiments.models import StackedVAE, stream
+from igr.experiments.records import RunFolder, SweepFolder, write_atomically
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure
+
+__all__ = ["draw_run", "draw_sweep"]
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _grid(images: Tensor) -> Tensor:
+    """Images ``(rows, columns, H, W)`` side by side, a white line between them."""
+    rows, columns, height, width = images.shape
+    padded = torch.ones(rows, columns, height + 2, width + 2)
+    padded[:, :, 1:-1, 1:-1] = images
+    return padded.permute(0, 2, 1, 3).reshape(rows * (height + 2), columns * (width + 2))
+
+
+def _picture(images: Tensor, title: str, labels: Sequence[str] = ()) -> Figure:
+    rows, columns = images.shape[:2]
+    figure = Figure(figsize=(0.55 * columns + 0.9, 0.55 * rows + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(_grid(images), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=9)
+    axes.set_xticks([])
+    step = images.shape[2] + 2
+    axes.set_yticks([(i + 0.5) * step for i in range(len(labels))], labels, fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _curves(runs: Sequence[RunFolder]) -> Figure:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        rows = [row for row in run.metrics() if row["epoch"] > 1 or len(run.metrics()) == 1]
+        config = run.config
+        label = f"{config.family}, temperature {config.temperature:g}, seed {config.seed}"
+        axes.plot([r["epoch"] for r in rows], [r["elbo"] for r in rows], label=label, linewidth=1.2)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("training ELBO (nats per image)")
+    axes.grid(alpha=0.3)
+    if len(runs) <= 12:
+        axes.legend(fontsize=7)
+    return figure
+
+
+@torch.no_grad()
+def draw_run(
+    folder: RunFolder, model: StackedVAE, images: Tensor, shape: tuple[int, int]
+) -> list[str]:
+    """Write a run's pictures and return their names: reconstructions, samples, training curve."""
+    config = folder.config
+    title = f"{config.family}, temperature {config.temperature:g}"
+    family, N = model.family, model.num_variables
+
+    shown = images[:12]
+    parameters = model.encode(shown.unsqueeze(0))
+    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0]).squeeze(0)
+    drawn = draw_categories(log_q, 2, stream(config.seed, "pictures"))
+    rebuilt = [model.likelihood.mean(model.decode_categories(drawn[:, i])) for i in range(2)]
+    rows = torch.stack([shown, *rebuilt]).unflatten(-1, shape)
+    pictures = {
+        "reconstructions.png": _picture(
+            rows,
+            f"{title}: test images and two discrete reconstructions",
+            ["image", "first", "second"],
+        )
+    }
+    generator = stream(config.seed, "prior")
+    codes = torch.randint(
+        0, family.num_categories, (6 * 12, N), generator=generator, dtype=torch.int32
+    )
+    prior = (
+        model.likelihood.mean(model.decode_categories(codes))
+        .unflatten(-1, shape)
+        .unflatten(0, (6, 12))
+    )
+    pictures["samples.png"] = _picture(prior, f"{title}: samples from the prior")
+    pictures["curve.png"] = _curves([folder])
+    for name, figure in pictures.items():
+        write_atomically(folder.path / name, _png(figure))
+    return list(pictures)
+
+
+def draw_sweep(folder: SweepFolder, runs: Sequence[RunFolder]) -> str:
+    """Write the training curves of all runs into one picture and return its name."""
+    write_atomically(folder.path / "curves.png", _png(_curves(runs)))
+    return "curves.png"

@@ -1,0 +1,296 @@
+"""Training a stack of runs side by side: one forward pass, one backward pass, one fused Adam."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from igr.experiments import config as config_module
+from igr.experiments import models
+from igr.experiments.config import ConfigError, RunConfig
+from igr.experiments.models import StackedVAE, stream
+from igr.experiments.records import RecordError, RunFolder, Stack
+
+__all__ = [
+    "METRICS",
+    "EpochStopped",
+    "Interrupted",
+    "StackTrainer",
+    "StopRequest",
+    "build",
+    "load_model",
+    "train_stack",
+]
+
+METRICS = ("elbo", "log_likelihood", "kl")
+"""What is recorded of each epoch: means over the training images, in nats per image."""
+
+_BLOCK = 32  # steps whose noise is drawn at once; part of what a seed means
+
+
+class EpochStopped(Exception):  # noqa: N818
+    """Raised out of `StackTrainer.train_epoch` when its ``stop`` says so."""
+
+
+def build(
+    runs: Sequence[RunConfig],
+    num_pixels: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> StackedVAE:
+    """The freshly initialised stack that `runs`, alike but for temperature and seed, describe."""
+    first = runs[0]
+    family = models.FAMILIES[first.family](first.num_categories, first.prior_temperature)
+    return StackedVAE.initialise(
+        family,
+        models.LIKELIHOODS[first.decoder],
+        num_pixels,
+        first.num_variables,
+        config_module.ARCHITECTURES[first.architecture],
+        [run.temperature for run in runs],
+        [run.seed for run in runs],
+        dtype=dtype,
+        device=device,
+    )
+
+
+class StackTrainer:
+    """Trains R runs that differ in temperature and seed alone.
+
+    An epoch is ``len(data) // batch_size`` steps on a fresh random order; the remainder sits out, another one each
+    epoch. Batches and noise of a run depend on its seed and the epoch alone, so a run in a stack is the same run as
+    alone up to rounding, and a run that goes on from a saved epoch is the same run as one never interrupted.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[RunConfig],
+        data: Tensor,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not config_module.stacks(runs) == [list(runs)]:
+            raise ConfigError("runs of one stack may differ in temperature and seed alone")
+        self.runs = list(runs)
+        self.device = torch.device(device)
+        self.data = data.to(self.device, dtype)
+        self.batch_size = runs[0].batch_size
+        if len(data) < self.batch_size:
+            raise ConfigError(
+                f"batch-size: expected at most the {len(data)} training images, got {self.batch_size}"
+            )
+        self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
+        self.parameters = [p.requires_grad_() for p in self.model.tensors.values()]
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=runs[0].lr, betas=(0.9, 0.999), fused=True
+        )
+        self.epoch = 0
+        self.seeds = sorted({run.seed for run in runs})
+        column = [self.seeds.index(run.seed) for run in runs]
+        self._column = torch.tensor(column, device=self.device)
+        self._one_to_one = column == list(range(len(self.seeds)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one epoch."""
+        return len(self.data) // self.batch_size
+
+    def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
+        log_likelihood, kl = self.model.elbo_terms(x, noise)
+        # Runs share no parameter, so the gradient of the sum is every run's own gradient.
+        loss = (kl - log_likelihood).sum() / x.shape[1]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return log_likelihood.detach(), kl.detach()
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images ``(R, B, D)`` and noise ``(R, B, Q, N)`` of each step of an epoch."""
+        family, N = self.model.family, self.model.num_variables
+        steps, B, S = self.steps_per_epoch, self.batch_size, len(self.seeds)
+        order = torch.stack(
+            [
+                torch.randperm(len(self.data), generator=stream(s, "order", epoch))
+                for s in self.seeds
+            ]
+        ).to(self.device)
+        generators = [stream(s, "noise", epoch, device=self.device) for s in self.seeds]
+        block = torch.empty(
+            (S, _BLOCK, B, family.noise_per_variable, N), dtype=self.data.dtype, device=self.device
+        )
+        for step in range(steps):
+            if step % _BLOCK == 0:
+                for s, generator in enumerate(generators):
+                    family.fill_noise(block[s], generator)
+            rows, noise = order[:, step * B : (step + 1) * B], block[:, step % _BLOCK]
+            if not self._one_to_one:
+                rows, noise = rows[self._column], noise[self._column]
+            yield self.data.index_select(0, rows.reshape(-1)).view(len(self.runs), B, -1), noise
+
+    def train_epoch(
+        self,
+        advance: Callable[[], object] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Tensor:
+        """Train one epoch; returns the `METRICS` of each run, ``(R, 3)``.
+
+        `advance` is called after each step; as soon as `stop` returns true the epoch is abandoned by EpochStopped, and
+        the trainer must be loaded from a saved state before it can go on.
+        """
+        epoch = self.epoch + 1
+        totals = torch.zeros(2, len(self.runs), dtype=self.data.dtype, device=self.device)
+        for x, noise in self.batches(epoch):
+            if stop():
+                raise EpochStopped
+            log_likelihood, kl = self.step(x, noise)
+            totals += torch.stack([log_likelihood.sum(1), kl.sum(1)])
+            advance()
+        self.epoch = epoch
+        log_likelihood, kl = totals / (self.steps_per_epoch * self.batch_size)
+        return torch.stack([log_likelihood - kl, log_likelihood, kl], dim=1).cpu()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that training needs to go on: parameters, Adam's moments, number of epochs."""
+        state = {"epoch": torch.tensor(self.epoch)}
+        for name, value in self.model.tensors.items():
+            state[f"parameter.{name}"] = value.detach()
+            for key, moment in self.optimizer.state.get(value, {}).items():
+                state[f"{key}.{name}"] = moment
+        return {name: value.cpu().contiguous() for name, value in state.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self.epoch = int(state["epoch"])
+        for name, value in self.model.tensors.items():
+            with torch.no_grad():
+                value.copy_(state[f"parameter.{name}"])
+            if self.epoch:
+                self.optimizer.state[value] = {
+                    key: state[f"{key}.{name}"].to(self.device, copy=True)
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                }
+
+
+def load_model(folder: RunFolder, num_pixels: int) -> StackedVAE:
+    """The trained model of a run, a stack of one."""
+    model, weights = build([folder.config], num_pixels), folder.weights()
+    expected = {name: value.shape for name, value in model.tensors.items()}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise RecordError(
+            f"{folder.path}: the weights do not fit the run's configuration and data set"
+        )
+    return model.with_tensors(weights, model.temperatures)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Training was asked to stop, and all finished epochs are saved."""
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a request to stop where nothing is lost; the second one stops at once.
+
+    >>> with StopRequest() as stop:
+    ...     stop.requested
+    False
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Python delivers signals to the main thread alone.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def train_stack(
+    stack: Stack,
+    data: Tensor,
+    *,
+    device: torch.device | str = "cpu",
+    stop: StopRequest | None = None,
+    advance: Callable[[], object] = lambda: None,
+    epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
+) -> None:
+    """Train a claimed stack to its end, from its last saved epoch if there is one.
+
+    The state is saved after every epoch, unless saving has so far taken more than a tenth of the time: then after the
+    first epoch for which that holds no longer.
+
+    Raises:
+        Interrupted: if `stop` asks for it; what was finished has been saved.
+    """
+    if stack.finished:
+        return
+    stop = stop or StopRequest()
+    trainer = StackTrainer(stack.runs, data, device=device)
+    history = torch.empty(0, len(stack.runs), len(METRICS) + 1)
+    state = stack.load()
+    if state is None:
+        stack.create()
+    else:
+        try:
+            history = state.pop("metrics")
+            trainer.load_state(state)
+        except (KeyError, RuntimeError) as error:
+            raise RecordError(
+                f"{stack.path} is damaged ({error}); delete it to start again"
+            ) from error
+        epoch_done(trainer.epoch, history[-1])
+    saved, saving, training = trainer.epoch, 0.0, 0.0
+    before = history[-1, 0, -1].item() if len(history) else 0.0
+    epochs = stack.runs[0].epochs
+
+    def nothing_to_lose() -> bool:
+        return stop.requested and saved == trainer.epoch
+
+    while trainer.epoch < epochs:
+        start = time.perf_counter()
+        try:
+            metrics = trainer.train_epoch(advance, nothing_to_lose)
+        except EpochStopped:
+            raise Interrupted(trainer.epoch) from None
+        training += time.perf_counter() - start
+        seconds = torch.full((len(stack.runs), 1), before + training)
+        history = torch.cat([history, torch.cat([metrics.float(), seconds], 1).unsqueeze(0)])
+        epoch_done(trainer.epoch, history[-1])
+        if stop.requested or trainer.epoch == epochs or saving <= 0.1 * training:
+            start = time.perf_counter()
+            stack.save({**trainer.state(), "metrics": history}, _rows(history))
+            saving += time.perf_counter() - start
+            saved = trainer.epoch
+    stack.write_metrics(_rows(history))
+    stack.finish(
+        lambda r: {
+            k: v.detach().cpu().contiguous() for k, v in trainer.model.run(r).tensors.items()
+        }
+    )
+
+
+def _rows(history: Tensor) -> list[list[dict[str, float]]]:
+    """The metrics of each run, one row for each epoch."""
+    names = (*METRICS, "seconds")
+    return [
+        [{"epoch": i + 1, **dict(zip(names, row, strict=True))} for i, row in enumerate(each)]
+        for each in history.transpose(0, 1).tolist()
+    ]
