@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 # Module names of what `pip install 'igr[experiments]'` brings.
 _MODULES = (
+    "filelock",
     "jinja2",
     "matplotlib",
     "numpy",
