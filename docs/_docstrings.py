@@ -1,0 +1,59 @@
+r"""What docstrings have beyond Markdown: formulas and doctests.
+
+``:math:`...` `` in a line and ``.. math::`` blocks become MathML, which browsers draw without a script from elsewhere;
+a block of ``>>>`` becomes code rather than a quotation.
+"""
+
+import re
+from xml.etree.ElementTree import Element, SubElement
+
+from latex2mathml.converter import convert_to_element
+from markdown import Markdown
+from markdown.blockprocessors import BlockProcessor
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
+from markdown.util import AtomicString
+
+
+class _Inline(InlineProcessor):
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
+        return convert_to_element(" ".join(m.group(1).split())), m.start(0), m.end(0)
+
+
+class _Block(BlockProcessor):
+    START = re.compile(r"^\.\. math::\s*")
+
+    def test(self, parent: Element, block: str) -> bool:
+        return bool(self.START.match(block))
+
+    def run(self, parent: Element, blocks: list[str]) -> None:
+        lines = self.START.sub("", blocks.pop(0)).splitlines()
+        formula = [lines[0], *(line for line in lines[1:] if line.startswith(" "))]
+        rest = lines[len(formula) :]
+        parent.append(convert_to_element(" ".join(" ".join(formula).split()), display="block"))
+        if rest:
+            blocks.insert(0, "\n".join(rest))
+
+
+class _Doctest(BlockProcessor):
+    def test(self, parent: Element, block: str) -> bool:
+        return block.startswith(">>> ")
+
+    def run(self, parent: Element, blocks: list[str]) -> None:
+        code = SubElement(SubElement(parent, "pre"), "code", {"class": "language-pycon"})
+        code.text = AtomicString(blocks.pop(0) + "\n")
+
+
+class DocstringExtension(Extension):
+    """Adds the three forms to Python-Markdown, ahead of code spans, code blocks and quotations."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        md.inlinePatterns.register(_Inline(r":math:`([^`]+)`", md), "igr-math", 200)
+        md.parser.blockprocessors.register(_Block(md.parser), "igr-math-block", 200)
+        md.parser.blockprocessors.register(_Doctest(md.parser), "igr-doctest", 200)
+
+
+def on_config(config):  # noqa: ANN001, ANN201
+    """MkDocs calls this before it builds."""
+    config.markdown_extensions.append(DocstringExtension())
+    return config
