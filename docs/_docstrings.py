@@ -53,7 +53,7 @@ class DocstringExtension(Extension):
         md.parser.blockprocessors.register(_Doctest(md.parser), "igr-doctest", 200)
 
 
-def on_config(config):  # noqa: ANN001, ANN201
+def on_config(config):
     """MkDocs calls this before it builds."""
     config.markdown_extensions.append(DocstringExtension())
     return config
