@@ -1,0 +1,678 @@
+r"""Exact draws of the relaxed variables given the category that won (what REBAR and RELAX need).
+
+Both draws are functions of uniform noise that can be differentiated once with respect to the distribution's
+parameters. The Gaussian one has no closed form; it inverts a one-dimensional distribution function numerically and
+differentiates it implicitly.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import values_can_be_read
+
+__all__ = [
+    "conditional_gaussian",
+    "conditional_gaussian_and_log_prob",
+    "conditional_gumbel",
+    "log_ndtri",
+    "rounding_gap",
+    "truncated_normal_below",
+]
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class _Rule(NamedTuple):
+    """How fine the quadrature is: nats below the maximum that it covers, panels, nodes in each."""
+
+    drop: float
+    panels: int
+    nodes: int
+
+
+_FINE = _Rule(drop=36.0, panels=8, nodes=16)
+_COARSE = _Rule(drop=22.0, panels=6, nodes=8)
+
+
+def _compute_dtype(value: Tensor) -> torch.dtype:
+    """float64, except where a device has none."""
+    return torch.float32 if value.device.type == "mps" else torch.float64
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the normal distribution function in log space
+
+
+def _safely_small(x: Tensor) -> bool:
+    """Whether no Phi(x) underflows, where that can be asked at little cost."""
+    return x.device.type == "cpu" and values_can_be_read(x) and bool(x.amin() > -25.0)
+
+
+def _mills(x: Tensor) -> Tensor:
+    """phi(x) / Phi(x), for all x."""
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(x * -math.sqrt(0.5))
+
+
+def _log_ndtr(x: Tensor) -> Tensor:
+    """log Phi(x). torch's own cannot be vmapped, and on a CPU costs 20 times an erfc."""
+    if _safely_small(x) and not x.requires_grad:
+        return torch.log2(torch.erfc(x * -math.sqrt(0.5))).sub_(1.0).mul_(math.log(2.0))
+    left = x.clamp(max=0.0)
+    left = torch.log(torch.special.erfcx(left * -math.sqrt(0.5)) * 0.5) - 0.5 * left * left
+    right = torch.log1p(-0.5 * torch.erfc(x.clamp(min=0.0) * math.sqrt(0.5)))
+    return torch.where(x < 0, left, right)
+
+
+def _log_ndtr_rise(x0: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x = x0 + step, log Phi(x) - log Phi(x0) without cancellation, and phi(x) / Phi(x)."""
+    x = x0 + step
+    if _safely_small(x) and _safely_small(x0):
+        twice = torch.erfc(x * -math.sqrt(0.5))
+        start = torch.erfc(x0 * -math.sqrt(0.5)).reciprocal_()
+        rise = torch.log2(twice * start).mul_(math.log(2.0))
+        return x, rise, torch.exp(x * x * -0.5).mul_(math.sqrt(2 / math.pi)).div_(twice)
+    mills = _mills(x)
+    scaled = torch.special.erfcx(x.clamp(max=0.0) * -math.sqrt(0.5))
+    start = torch.special.erfcx(x0.clamp(max=0.0) * -math.sqrt(0.5))
+    rise = torch.log(scaled / start) - 0.5 * step * (x + x0)
+    return x, torch.where((x < 0) & (x0 < 0), rise, _log_ndtr(x) - _log_ndtr(x0)), mills
+
+
+def _log_mills(x: Tensor) -> Tensor:
+    r"""log(phi(x) / Phi(x)), also where both underflow."""
+    left = 0.5 * math.log(2 / math.pi) - torch.log(
+        torch.special.erfcx(x.clamp(max=0.0) * -math.sqrt(0.5))
+    )
+    right = -0.5 * x * x - _LOG_SQRT_2PI - _log_ndtr(x.clamp(min=0.0))
+    return torch.where(x < 0, left, right)
+
+
+def log_ndtri(log_p: Tensor) -> Tensor:
+    r"""The x at which :math:`\log \Phi(x)` equals `log_p`; torch has no such inverse.
+
+    Exact to rounding from ``log_p = -1e300`` to the last number below 0. Not differentiable.
+
+    Args:
+        log_p: any shape, negative.
+
+    Returns:
+        The same shape.
+
+    Example:
+        >>> log_ndtri(torch.special.log_ndtr(torch.tensor([-100.0, -1.0, 3.0]))).round(decimals=3)
+        tensor([-100.,   -1.,    3.])
+    """
+    with torch.no_grad():
+        lower = torch.special.ndtri(log_p.clamp(min=-40.0).exp())
+        upper = -torch.special.ndtri(-torch.expm1(log_p))
+        middle = torch.where(log_p < -0.5, lower, upper)
+        # log Phi(x) is below -x**2 / 2, and concave: Newton's method needs few steps, from either side
+        far = log_p.clamp(max=-30.0)
+        x = -torch.sqrt(-2 * far - torch.log(-4 * math.pi * far))
+        for _ in range(3):
+            x = x - (_log_ndtr(x) - far) * torch.exp(-_log_mills(x))
+        return torch.where(log_p < -30.0, x, middle)
+
+
+def _distance_below(c: Tensor, log_u: Tensor) -> Tensor:
+    r"""d >= 0 with log Phi(c - d) = log Phi(c) + log u, without cancellation where c is far below 0."""
+    near = c.clamp(min=-5.0)
+    near = near - log_ndtri(log_u + _log_ndtr(near))
+    far = c.clamp(max=-5.0)
+    start = torch.log(torch.special.erfcx(far * -math.sqrt(0.5)))
+    d = -2 * log_u / (torch.sqrt(far * far - 2 * log_u) - far)
+    for _ in range(4):
+        scaled = torch.special.erfcx((d - far) * math.sqrt(0.5))
+        excess = torch.log(scaled) - start - d * (0.5 * d - far) - log_u
+        d = d + excess * scaled * math.sqrt(math.pi / 2)
+    return torch.where(c < -5.0, d, near).clamp(min=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# first derivatives only
+
+
+class _FirstOrder(torch.autograd.Function):
+    """Passes a first derivative through; refuses to be differentiated again, for the derivative is held constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(derivative: Tensor, *parameters: Tensor) -> Tensor:
+        return derivative.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Any:
+        raise RuntimeError(
+            "a conditional draw has first derivatives with respect to the distribution's parameters only; "
+            "differentiate a function of them with respect to something else, such as a control variate's parameters"
+        )
+
+
+class _TruncatedNormal(torch.autograd.Function):
+    r"""y = loc + scale x, x standard normal given that y < bound, as a function of uniform noise."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        loc: Tensor, scale: Tensor, bound: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        c = (bound - loc) / scale
+        d = _distance_below(c, torch.log(noise))
+        x = c - d
+        # phi(c) / Phi(c) over phi(x) / Phi(x): in (0, 1], for x < c
+        ratio = torch.exp(_log_mills(c) - _log_mills(x))
+        y = torch.where(c < 0, bound - scale * d, loc + scale * x)
+        # x - ratio c, regrouped so that nothing cancels where both are far below 0
+        slope = torch.where(c < 0, c * (1 - ratio) - d, x - ratio * c)
+        return y, ratio, slope
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        loc, scale, bound, _ = inputs
+        _, ratio, slope = output
+        ctx.mark_non_differentiable(ratio, slope)
+        ctx.save_for_backward(loc, scale, bound, ratio, slope)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Any:
+        loc, scale, bound, ratio, slope = ctx.saved_tensors
+        parameters = (loc, scale, bound)
+        ratio = _FirstOrder.apply(ratio, *parameters)
+        slope = _FirstOrder.apply(slope, *parameters)
+        return grad[0] * (1 - ratio), grad[0] * slope, grad[0] * ratio, None
+
+
+def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Tensor) -> Tensor:
+    r"""A normal variable given that it is below `bound`, as a differentiable function of uniform noise.
+
+    .. math:: y = \mu + \sigma\, \Phi^{-1}\big(u\, \Phi(c)\big), \qquad c = (b - \mu)/\sigma
+
+    Computed in log space: exact however far the bound is in either tail.
+
+    Args:
+        loc, scale, bound, noise: shapes that broadcast; noise is uniform on (0, 1).
+
+    Returns:
+        The broadcast shape, differentiable once in loc, scale and bound.
+
+    Example:
+        >>> zero, one = torch.zeros(()), torch.ones(())
+        >>> truncated_normal_below(zero, one, zero - 100.0, zero + 0.5)
+        tensor(-100.0069)
+    """
+    loc, scale, bound, noise = torch.broadcast_tensors(loc, scale, bound, noise)
+    y: Tensor = _TruncatedNormal.apply(loc, scale, bound, noise)[0]
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the largest of several normals, given which one it is
+
+
+@lru_cache(maxsize=8)
+def _gauss_legendre(num_nodes: int) -> tuple[list[float], list[float], list[list[float]]]:
+    """Nodes and weights on [0, 1], and a matrix from values at the nodes to an integral.
+
+    The integral from -1 to x of the polynomial through the values (on [-1, 1]) is a polynomial; the matrix has its
+    coefficients of x**0, x**1, ...
+    """
+    # Legendre polynomials and their integrals from -1, as coefficients of powers
+    powers = [[1.0], [0.0, 1.0]]
+    for n in range(2, num_nodes + 1):
+        longer = [0.0, *(c * (2 * n - 1) / n for c in powers[-1])]
+        for i, c in enumerate(powers[-2]):
+            longer[i] -= c * (n - 1) / n
+        powers.append(longer)
+    integrals = []
+    for n in range(num_nodes):
+        coefficients = [0.0, *(c / (i + 1) for i, c in enumerate(powers[n]))]
+        coefficients[0] = -sum(c * (-1) ** i for i, c in enumerate(coefficients))
+        integrals.append(coefficients + [0.0] * (num_nodes + 1 - len(coefficients)))
+    nodes, weights, matrix = [], [], []
+    for i in range(num_nodes):
+        x = math.cos(math.pi * (num_nodes - i - 0.25) / (num_nodes + 0.5))
+        for _ in range(100):
+            legendre = [1.0, x]
+            for n in range(2, num_nodes + 1):
+                legendre.append(((2 * n - 1) * x * legendre[-1] - (n - 1) * legendre[-2]) / n)
+            slope = num_nodes * (x * legendre[-1] - legendre[-2]) / (x * x - 1)
+            step = legendre[-1] / slope
+            x -= step
+            if abs(step) < 1e-15:
+                break
+        weight = 2 / ((1 - x * x) * slope * slope)
+        nodes.append((1 + x) / 2)
+        weights.append(weight / 2)
+        series = [(n + 0.5) * weight * legendre[n] for n in range(num_nodes)]
+        matrix.append(
+            [
+                sum(a * row[j] for a, row in zip(series, integrals, strict=True))
+                for j in range(num_nodes + 1)
+            ]
+        )
+    return nodes, weights, matrix
+
+
+def _largest(
+    loc: Tensor,
+    scale: Tensor,
+    winner: Tensor,
+    others: Tensor,
+    floor: Tensor,
+    noise: Tensor,
+    rule: _Rule,
+) -> tuple[Tensor, ...]:
+    r"""Draw of the largest normal given which one it is, log-probability of that, and derivatives of both.
+
+    With x_j = (t - m_j) / s_j, k the winner, the density on t > floor is proportional to exp(psi(t)) with
+
+        psi(t) = -x_k**2 / 2 + sum over others of log Phi(x_j),
+
+    which is concave. Find its maximum and the range where it is within drop of it, place Gauss-Legendre panels on a
+    grid that gets finer towards the left end (only there can factors with a small scale be seen: a factor whose step
+    lies d above the left end has a scale of at least d / sqrt(2 drop)), add up, invert, polish.
+
+    Everything is measured from the maximum, so that nothing cancels where psi itself is huge.
+
+    Shapes: (M, n) for loc, scale, winner, others; (M,) for floor and noise. Returns t, log P (M,) and the derivatives
+    of both with respect to loc and scale (M, n).
+    """
+    drop, panels, num_nodes = rule
+    inverse = 1 / scale
+    loc_k, scale_k = (loc * winner).sum(-1), (scale * winner).sum(-1)
+    weight = others.to(loc.dtype)
+    scaled_weight = weight * inverse
+
+    # the maximum: psi' is convex and falls, so that Newton's method from the left does not overshoot
+    mode = torch.maximum(loc_k, floor)
+    for _ in range(10):
+        x = (mode.unsqueeze(-1) - loc) * inverse
+        mills = _mills(x)
+        slope = (mills * scaled_weight).sum(-1) - (mode - loc_k) / scale_k**2
+        curve = ((mills * (x + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(-1)
+        mode = torch.maximum(mode + slope / (curve + scale_k**-2), floor)
+    x0 = (mode.unsqueeze(-1) - loc) * inverse
+    own0 = (mode - loc_k) / scale_k
+    mills = _mills(x0)
+    fall = (own0 / scale_k - (mills * scaled_weight).sum(-1)).clamp(min=0.0)
+    # h (x + h) lies in (0, 1); the clamp is for rounding where x is far below 0
+    curve = ((mills * (x0 + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(-1) + scale_k**-2
+
+    def log_density(offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """psi less its maximum, x and phi(x) / Phi(x) at mode + offset (M, q)."""
+        step = offset.unsqueeze(-2) * inverse.unsqueeze(-1)
+        x, rise, mills = _log_ndtr_rise(x0.unsqueeze(-1), step)
+        own = offset / scale_k.unsqueeze(-1)
+        psi = (weight.unsqueeze(-2) @ rise).squeeze(-2) - own * (own0.unsqueeze(-1) + 0.5 * own)
+        return psi, x, mills
+
+    def newton(offset: Tensor) -> Tensor:
+        """A step towards where psi has fallen by `drop`."""
+        psi, _, mills = log_density(offset.unsqueeze(-1))
+        slope = (mills[..., 0] * scaled_weight).sum(-1) - (own0 + offset / scale_k) / scale_k
+        return offset - (psi[..., 0] + drop) / slope
+
+    # the right end: psi'' <= -1 / scale_k**2 bounds it, and Newton's method comes nearer from there
+    right = 2 * drop / (fall + torch.sqrt(fall * fall + 2 * drop / scale_k**2))
+    for _ in range(3):
+        right = torch.minimum(newton(right).clamp(min=0.0), right)
+    # the left end: psi'' is at most what it is at the maximum, and no factor can fall by more than the whole may
+    bound = -torch.sqrt(2 * drop / curve)
+    gain = 0.5 * own0 * own0
+    limit = -scale * (x0 + torch.sqrt(2 * (drop + gain.unsqueeze(-1) - _log_ndtr(x0))))
+    limit = torch.where(others, limit, -torch.inf).amax(-1)
+    left = torch.minimum(torch.maximum(bound, limit), 1e-3 * bound)
+    for _ in range(3):
+        left = torch.minimum(torch.maximum(newton(left), bound), 1e-3 * bound)
+    left = torch.maximum(left, floor - mode)
+
+    # panels of equal width in v, t = left + unit (exp(v) - 1); from here on t too is measured from the maximum
+    visible = winner | (others & (x0 + left.unsqueeze(-1) * inverse < 7.0))
+    unit = 2.5 * torch.where(visible, scale, torch.inf).amin(-1)
+    reach = torch.maximum(right - left, 1e-12 * unit)
+    width = torch.log1p(reach / unit) / panels
+    node, node_weight, to_integral = (
+        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _gauss_legendre(num_nodes)
+    )
+    panel = torch.arange(panels, dtype=loc.dtype, device=loc.device)
+    v = (panel.unsqueeze(-1) + node).flatten() * width.unsqueeze(-1)
+    psi, x, mills = log_density(left.unsqueeze(-1) + unit.unsqueeze(-1) * torch.expm1(v))
+    # per unit of v / width, in which every panel has length 1
+    density = torch.exp(psi + v) * (unit * width).unsqueeze(-1)
+    density = density.unflatten(-1, (panels, num_nodes))
+    mass = density * node_weight
+    panel_mass = mass.sum(-1)
+    total = panel_mass.sum(-1)
+
+    # the panel that holds the quantile, and in it the quantile of the polynomial through the nodes
+    below = panel_mass.cumsum(-1)
+    target = noise * total
+    index = (below < target.unsqueeze(-1)).sum(-1).clamp(max=panels - 1)
+    chosen = panel_mass.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    inside = target - (below.gather(-1, index.unsqueeze(-1)).squeeze(-1) - chosen)
+    values = density.gather(-2, index[..., None, None].expand(*index.shape, 1, num_nodes))
+    coefficients = (values.squeeze(-2) @ to_integral * 0.5).unbind(-1)
+    low, high = -torch.ones_like(target), torch.ones_like(target)
+    z = (2 * inside / chosen.clamp(min=1e-300) - 1).clamp(-1.0, 1.0)
+    for _ in range(6):
+        integral, slope = coefficients[-1], torch.zeros_like(z)
+        for c in reversed(coefficients[:-1]):
+            slope = torch.addcmul(integral, slope, z)
+            integral = torch.addcmul(c, integral, z)
+        excess = integral - inside
+        low = torch.where(excess < 0, z, low)
+        high = torch.where(excess < 0, high, z)
+        z = z - excess / slope
+        z = torch.where((z >= low) & (z <= high), z, 0.5 * (low + high))
+    first, last = (left + unit * torch.expm1(width * (index + i).to(loc.dtype)) for i in (0, 1))
+    t = left + unit * torch.expm1(width * (index + 0.5 * (z + 1)))
+    t = torch.minimum(torch.maximum(t, first), last)
+
+    # polish, measuring from the end of the panel that is nearer to the tail
+    upper = noise > 0.5
+    tail = torch.where(upper, 1 - noise, noise) * total
+    outside = torch.where(
+        upper.unsqueeze(-1), panel > index.unsqueeze(-1), panel < index.unsqueeze(-1)
+    )
+    beyond = (panel_mass * outside).sum(-1)
+
+    def local(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Masses (M, q) at nodes between t and that end, x and phi(x) / Phi(x) there, density at t."""
+        start, end = torch.where(upper, t, first), torch.where(upper, last, t)
+        nodes = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * node
+        psi, x, mills = log_density(torch.cat([nodes, t.unsqueeze(-1)], -1))
+        relative = torch.exp(psi)
+        part = relative[..., :-1] * node_weight * (end - start).unsqueeze(-1)
+        return part, x[..., :-1], mills[..., :-1], relative[..., -1]
+
+    for _ in range(2):
+        part, _, _, at_t = local(t)
+        # where the quantile lies past the last panel nothing is left beyond
+        beyond_t = torch.maximum(beyond + part.sum(-1), 1e-3 * tail)
+        step = torch.log(beyond_t / tail) * beyond_t / at_t
+        t = torch.minimum(torch.maximum(torch.where(upper, t + step, t - step), first), last)
+
+    part, local_x, local_mills, at_t = local(t)
+    peak = (weight * _log_ndtr(x0)).sum(-1) - gain
+    log_prob = peak + torch.log(total) - torch.log(scale_k) - _LOG_SQRT_2PI
+
+    def scores(x: Tensor, mills: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of weights (M, q, c) times d psi / d loc and d psi / d scale, (M, n, c)."""
+        own = (x * winner.unsqueeze(-1)).sum(-2)
+        loc_sum, scale_sum = mills @ weights, (mills * x) @ weights
+        own_loc = (own.unsqueeze(-1) * weights).sum(-2, keepdim=True)
+        own_scale = ((own * own - 1).unsqueeze(-1) * weights).sum(-2, keepdim=True)
+        wins = winner.unsqueeze(-1)
+        minus = -scaled_weight.unsqueeze(-1)
+        return (
+            torch.where(wins, own_loc * inverse.unsqueeze(-1), loc_sum * minus),
+            torch.where(wins, own_scale * inverse.unsqueeze(-1), scale_sum * minus),
+        )
+
+    masses = mass.flatten(-2)
+    chosen_masses = (mass * outside.unsqueeze(-1)).flatten(-2)
+    all_scores = scores(x, mills, torch.stack([masses, chosen_masses], -1))
+    local_scores = scores(local_x, local_mills, part.unsqueeze(-1))
+    sign = torch.where(upper, 1.0, -1.0).to(loc.dtype)
+    share = torch.where(upper, 1 - noise, noise).unsqueeze(-1)
+    gradients = []
+    for whole, piece in zip(all_scores, local_scores, strict=True):
+        change = whole[..., 1] + piece[..., 0] - share * whole[..., 0]
+        gradients.append(change * (sign / at_t).unsqueeze(-1))
+    log_prob_gradients = [whole[..., 0] / total.unsqueeze(-1) for whole in all_scores]
+    return (mode + t, log_prob, *gradients, *log_prob_gradients)
+
+
+class _Largest(torch.autograd.Function):
+    """`_largest` in pieces, with implicit derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        loc: Tensor,
+        scale: Tensor,
+        winner: Tensor,
+        others: Tensor,
+        floor: Tensor,
+        noise: Tensor,
+        rule: _Rule,
+    ) -> tuple[Tensor, ...]:
+        # pieces whose memory is bounded, small ones on a CPU for the sake of its cache
+        size = 2**20 if loc.device.type == "cpu" else 2**26
+        rows = max(1, size // (loc.shape[-1] * rule.panels * rule.nodes))
+        pieces = zip(
+            *(a.split(rows) for a in (loc, scale, winner, others, floor, noise)), strict=True
+        )
+        results = [_largest(*piece, rule) for piece in pieces]  # type: ignore[call-arg]
+        return tuple(torch.cat(column) for column in zip(*results, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(inputs[0], inputs[1], *output[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Any:
+        loc, scale, *jacobian = ctx.saved_tensors
+        t_loc, t_scale, p_loc, p_scale = (_FirstOrder.apply(j, loc, scale) for j in jacobian)
+        grad_t, grad_p = grad[0].unsqueeze(-1), grad[1].unsqueeze(-1)
+        grad_loc = grad_t * t_loc + grad_p * p_loc
+        grad_scale = grad_t * t_scale + grad_p * p_scale
+        return grad_loc, grad_scale, None, None, None, None, None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# public
+
+
+def _uniform(like: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Uniform noise strictly inside (0, 1) in the dtype of the computation."""
+    dtype = _compute_dtype(like)
+    if noise is None:
+        if generator is None:
+            noise = torch.rand_like(like, dtype=dtype)
+        else:
+            noise = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
+    elif noise.shape != like.shape:
+        raise ValueError(
+            f"noise: expected uniform numbers of shape {tuple(like.shape)}, got shape {tuple(noise.shape)}"
+        )
+    eps = torch.finfo(dtype).eps / 4
+    return noise.to(dtype).clamp(eps, 1 - 2 * eps)
+
+
+def rounding_gap(temperature: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    """A lead for the winner that survives rounding in a softmax at that temperature: `gap` below.
+
+    Example:
+        >>> rounding_gap(0.5, torch.float32) < 1e-5
+        True
+    """
+    return 16 * torch.finfo(dtype).eps * temperature
+
+
+def conditional_gaussian_and_log_prob(
+    loc: Tensor,
+    scale: Tensor,
+    onehot: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    allowed: Tensor | None = None,
+    gap: float | Tensor = 0.0,
+) -> tuple[Tensor, Tensor]:
+    r"""`conditional_gaussian`, and the log-probability of the category (21) that the same quadrature yields.
+
+    Both are differentiable in `loc` and `scale`. This is what a score-function estimator with a control variate needs,
+    at no more than the cost of the draw.
+
+    Returns:
+        y of shape ``(*batch, K-1)`` and the log-probability of shape ``(*batch,)``.
+    """
+    if onehot.shape[-1] != loc.shape[-1] + 1:
+        raise ValueError(
+            f"onehot: expected {loc.shape[-1] + 1} categories in its last dimension, one more than loc has, "
+            f"got shape {tuple(onehot.shape)}"
+        )
+    dtype = loc.dtype
+    size = loc.shape[-1]
+    shape = torch.broadcast_shapes(loc.shape, scale.shape, (*onehot.shape[:-1], size))
+    compute = _compute_dtype(loc)
+    m, s = loc.to(compute).expand(shape), scale.to(compute).expand(shape)
+    winner = (onehot > 0).expand(*shape[:-1], size + 1)
+    u = _uniform(m, noise, generator)
+    bounded = torch.ones_like(winner[..., 0])
+    others = ~winner[..., :-1]
+    if allowed is not None:
+        allowed = allowed.expand(winner.shape)
+        others = others & allowed[..., :-1]
+        bounded = allowed[..., -1]
+    last = winner[..., -1]
+    # where the last category wins there is no winner among the others: any will do, its result is not used
+    stand_in = torch.zeros_like(others)
+    stand_in[..., 0] = True
+    chosen = torch.where(last.unsqueeze(-1), stand_in, winner[..., :-1])
+    floor = torch.where(bounded | last, 0.0, -torch.inf).to(compute)
+    u_k = (u * chosen).sum(-1)
+    flat = [a.reshape(-1, size) for a in (m, s, chosen, others & ~chosen)]
+    rule = _FINE if dtype == torch.float64 else _COARSE
+    t, log_prob = _Largest.apply(*flat, floor.reshape(-1), u_k.reshape(-1), rule)[:2]
+    t, log_prob = t.reshape(shape[:-1]), log_prob.reshape(shape[:-1])
+    below_zero = _log_ndtr(-m / s)
+    log_last = torch.where(others, below_zero, 0.0).sum(-1)
+    log_prob = torch.where(last, log_last, log_prob)
+
+    # rounding must not let another category win, in the dtype of the result and after a softmax
+    top = torch.where(last, 0.0, t).unsqueeze(-1)
+    if isinstance(gap, Tensor):
+        gap = gap.to(compute).unsqueeze(-1)
+    gap = gap + torch.finfo(dtype).tiny
+    if allowed is None:
+        top = torch.where(last.unsqueeze(-1), top, top.clamp(min=gap))
+    else:
+        top = torch.where((bounded & ~last).unsqueeze(-1), top.clamp(min=gap), top)
+    ceiling = top - gap - 4 * torch.finfo(dtype).eps * top.abs()
+    rest = truncated_normal_below(m, s, top, u)
+    y = torch.where(winner[..., :-1], top, torch.minimum(rest, ceiling))
+    if allowed is not None:
+        y = torch.where(others | winner[..., :-1], y, -torch.inf)
+    return y.to(dtype), log_prob.to(dtype)
+
+
+def conditional_gaussian(
+    loc: Tensor,
+    scale: Tensor,
+    onehot: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    allowed: Tensor | None = None,
+    gap: float | Tensor = 0.0,
+) -> Tensor:
+    r"""Independent normals y given which of (y, 0) is the largest: exact, differentiable, stable in the tails.
+
+    Given that category k < K wins, :math:`y_k = t` has the density
+
+    .. math:: \frac{1}{P(k)} \frac{1}{\sigma_k} \phi\Big(\frac{t - \mu_k}{\sigma_k}\Big)
+              \prod_{j \ne k} \Phi\Big(\frac{t - \mu_j}{\sigma_j}\Big), \qquad t > 0,
+
+    the integrand of (21), and the others are normals truncated above at t. Given that the last one wins, all are
+    normals truncated above at 0. The distribution function of t is integrated in log space and inverted; first
+    derivatives come from the implicit function theorem, :math:`dt/d\theta = -(\partial F/\partial\theta) / f(t)`. The
+    computation is in float64 whatever the dtype of the arguments, and its cost is linear in K.
+
+    Args:
+        loc, scale: shape ``(*batch, K-1)``.
+        onehot: shape ``(*batch, K)``.
+        noise: uniform on (0, 1), shape ``(*batch, K-1)``; drawn where not given.
+        generator: source of the noise.
+        allowed: boolean, broadcasts against ``(*batch, K)``. Coordinates that are not allowed come out as -inf; where
+            the last category is not allowed, nothing bounds t below.
+        gap: the winner leads by at least this much; see `rounding_gap`. A number or shape ``(*batch,)``.
+
+    Returns:
+        y of shape ``(*batch, K-1)``, differentiable once in loc and scale.
+
+    Raises:
+        ValueError: onehot does not have K categories, or noise does not have the shape of the result.
+
+    Differs from the paper: its released code draws anew, whatever the category (erratum E10).
+
+    Example:
+        >>> onehot = torch.eye(3)
+        >>> y = conditional_gaussian(torch.zeros(3, 2), torch.ones(3, 2), onehot)
+        >>> torch.cat([y, torch.zeros(3, 1)], -1).argmax(-1)
+        tensor([0, 1, 2])
+    """
+    return conditional_gaussian_and_log_prob(
+        loc, scale, onehot, noise=noise, generator=generator, allowed=allowed, gap=gap
+    )[0]
+
+
+def conditional_gumbel(
+    logits: Tensor,
+    onehot: Tensor,
+    *,
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    gap: float | Tensor = 0.0,
+) -> Tensor:
+    r"""Logits plus independent standard Gumbel variables, given which sum is the largest (Maddison et al. 2017).
+
+    The largest, T, is a Gumbel variable with location :math:`\operatorname{logsumexp}(\text{logits})`, whichever wins;
+    the others are Gumbel variables truncated above at T:
+
+    .. math:: y_j = T - \operatorname{softplus}\big(T + \log E_j - \text{logits}_j\big), \qquad E_j = -\log u_j.
+
+    Args:
+        logits: shape ``(*batch, K)``; -inf for a category that cannot be drawn, whose y is -inf.
+        onehot: shape ``(*batch, K)``.
+        noise: uniform on (0, 1), shape ``(*batch, K)``; drawn where not given.
+        generator: source of the noise.
+        gap: the winner leads by at least this much, as in `conditional_gaussian`.
+
+    Returns:
+        y of shape ``(*batch, K)``, differentiable in logits.
+
+    Raises:
+        ValueError: onehot or noise does not fit logits.
+
+    Example:
+        >>> conditional_gumbel(torch.tensor([5.0, 0.0, -5.0]), torch.tensor([0.0, 0.0, 1.0])).argmax()
+        tensor(2)
+    """
+    if onehot.shape[-1] != logits.shape[-1]:
+        raise ValueError(
+            f"onehot: expected {logits.shape[-1]} categories in its last dimension, as logits has, "
+            f"got shape {tuple(onehot.shape)}"
+        )
+    dtype = logits.dtype
+    wide = logits.to(_compute_dtype(logits))
+    shape = torch.broadcast_shapes(wide.shape, onehot.shape)
+    wide = wide.expand(shape)
+    log_e = torch.log(-torch.log(_uniform(wide, noise, generator)))
+    winner = (onehot > 0).expand(shape)
+    largest = torch.logsumexp(wide, -1, keepdim=True) - torch.where(winner, log_e, 0.0).sum(
+        -1, keepdim=True
+    )
+    possible = wide > -torch.inf
+    finite = torch.where(possible, wide, 0.0)
+    behind = torch.nn.functional.softplus(largest + log_e - finite)
+    if isinstance(gap, Tensor):
+        gap = gap.to(wide.dtype).unsqueeze(-1)
+    gap = gap + torch.finfo(dtype).tiny + 4 * torch.finfo(dtype).eps * largest.abs()
+    y = torch.where(winner, largest, largest - torch.maximum(behind, gap))
+    return torch.where(possible | winner, y, -torch.inf).to(dtype)
