@@ -57,7 +57,9 @@ class _Shared:
     epochs: int = 100
     lr: float = 3e-4
     batch_size: int = 100
+    train_images: int = 0
     held_out: int = 0
+    test_curve: bool = False
 
     def check(self) -> None:
         check_choice("architecture", self.architecture, ARCHITECTURES)
@@ -68,6 +70,7 @@ class _Shared:
         check_count("epochs", self.epochs)
         check_positive("lr", self.lr)
         check_count("batch-size", self.batch_size)
+        check_count("train-images", self.train_images, least=0)
         check_count("held-out", self.held_out, least=0)
 
     def to_dict(self) -> dict[str, Any]:

@@ -157,6 +157,21 @@ class StackTrainer:
         log_likelihood, kl = totals / (self.steps_per_epoch * self.batch_size)
         return torch.stack([log_likelihood - kl, log_likelihood, kl], dim=1).cpu()
 
+    @torch.no_grad()
+    def relaxed_elbo(self, images: Tensor) -> Tensor:
+        """ELBO of the relaxed models on other images ``(n, D)``, one sample of each, ``(R,)``."""
+        family, N = self.model.family, self.model.num_variables
+        generators = [stream(s, "test", self.epoch, device=self.device) for s in self.seeds]
+        total = torch.zeros(len(self.runs), dtype=torch.float64)
+        for some in images.to(self.device, self.data.dtype).split(500):
+            noise = some.new_empty(len(self.seeds), len(some), family.noise_per_variable, N)
+            for s, generator in enumerate(generators):
+                family.fill_noise(noise[s], generator)
+            x = some.expand(len(self.runs), -1, -1)
+            log_likelihood, kl = self.model.elbo_terms(x, noise[self._column])
+            total += (log_likelihood - kl).double().sum(1).cpu()
+        return total / len(images)
+
     def state(self) -> dict[str, Tensor]:
         """Everything that training needs to go on: parameters, Adam's moments, number of epochs."""
         state = {"epoch": torch.tensor(self.epoch)}
@@ -231,11 +246,13 @@ def train_stack(
     stop: StopRequest | None = None,
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
+    test: Tensor | None = None,
 ) -> None:
     """Train a claimed stack to its end, from its last saved epoch if there is one.
 
     The state is saved after every epoch, unless saving has so far taken more than a tenth of the time: then after the
-    first epoch for which that holds no longer.
+    first epoch for which that holds no longer. With `test`, the metrics have the relaxed models' ELBO on those images
+    besides: that is for curves of it, and nothing is chosen by it.
 
     Raises:
         Interrupted: if `stop` asks for it; what was finished has been saved.
@@ -244,7 +261,7 @@ def train_stack(
         return
     stop = stop or StopRequest()
     trainer = StackTrainer(stack.runs, data, device=device)
-    history = torch.empty(0, len(stack.runs), len(METRICS) + 1)
+    history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
     if state is None:
         stack.create()
@@ -272,7 +289,10 @@ def train_stack(
             raise Interrupted(trainer.epoch) from None
         training += time.perf_counter() - start
         seconds = torch.full((len(stack.runs), 1), before + training)
-        history = torch.cat([history, torch.cat([metrics.float(), seconds], 1).unsqueeze(0)])
+        columns = [metrics.float(), seconds]
+        if test is not None:
+            columns.insert(1, trainer.relaxed_elbo(test).float().unsqueeze(1))
+        history = torch.cat([history, torch.cat(columns, 1).unsqueeze(0)])
         epoch_done(trainer.epoch, history[-1])
         if stop.requested or trainer.epoch == epochs or saving <= 0.1 * training:
             start = time.perf_counter()
@@ -289,7 +309,7 @@ def train_stack(
 
 def _rows(history: Tensor) -> list[list[dict[str, float]]]:
     """The metrics of each run, one row for each epoch."""
-    names = (*METRICS, "seconds")
+    names = (*METRICS, *["test_elbo"] * (history.shape[-1] - len(METRICS) - 1), "seconds")
     return [
         [{"epoch": i + 1, **dict(zip(names, row, strict=True))} for i, row in enumerate(each)]
         for each in history.transpose(0, 1).tolist()
