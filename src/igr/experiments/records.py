@@ -2,8 +2,10 @@ r"""What a sweep leaves on disk, and how: nothing is ever half-written under its
 
 ::
 
+    DIR/.lock                           held while the three files below are written
     DIR/config.json                     the sweep's settings
     DIR/results.csv                     one row for each run: settings, bound, time
+    DIR/curves.png                      training curves of all runs
     DIR/runs/NAME/config.json           the run's settings
                   versions.json         what it ran on
                   metrics.csv           one row for each epoch
@@ -14,7 +16,7 @@ r"""What a sweep leaves on disk, and how: nothing is ever half-written under its
     DIR/state/STACK.lock                held by the process that trains the stack
 
 A stack's state is one file, so that all its runs are always at the same epoch; the metrics of the runs are written
-from it.
+from it, and so may lag behind while training goes on.
 """
 
 from __future__ import annotations
@@ -41,10 +43,24 @@ from torch import Tensor
 import igr
 from igr.experiments.config import ConfigError, RunConfig, SweepConfig
 
-__all__ = ["RecordError", "RunFolder", "SweepFolder", "open_runs", "write_atomically"]
+__all__ = [
+    "FORMAT",
+    "RecordError",
+    "RunFolder",
+    "SweepFolder",
+    "make_folder",
+    "open_runs",
+    "read_json",
+    "versions",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+]
 
 FORMAT = 1
 """Version of the layout above; a reader refuses any other."""
+
+_LOCK = ".lock"
 
 
 class RecordError(Exception):
@@ -82,22 +98,31 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def _remove_temporary(folder: Path, name: str = "") -> None:
+    """Remove what a killed `write_atomically` left; the caller makes sure that no other process is writing."""
+    for stale in folder.glob(f".{name}*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless they are there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecordError(f"cannot create folder {path}: {_reason(error)}") from error
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by `value` as JSON."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds."""
     try:
         value = json.loads(path.read_text())
     except OSError as error:
@@ -111,7 +136,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
     """The configuration that `path` holds, checked like any other."""
-    settings = _read_json(path)
+    settings = read_json(path)
     if (found := settings.pop("format", None)) != FORMAT:
         raise RecordError(
             f"{path}: expected records of format {FORMAT}, found {found}: written by another version of igr"
@@ -130,6 +155,11 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace a file by a table."""
+    write_atomically(path, _csv(rows))
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -167,9 +197,9 @@ class RunFolder:
 
     def create(self, config: RunConfig) -> None:
         """Make the folder and write down what does not change while the run goes on."""
-        _make_folder(self.path)
-        _write_json(self.path / "config.json", {"format": FORMAT, **config.to_dict()})
-        _write_json(self.path / "versions.json", versions())
+        make_folder(self.path)
+        write_json(self.path / "config.json", {"format": FORMAT, **config.to_dict()})
+        write_json(self.path / "versions.json", versions())
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace ``metrics.csv``."""
@@ -203,12 +233,12 @@ class RunFolder:
 
     def write_evaluation(self, name: str, values: dict[str, Any]) -> None:
         """Save an evaluation as ``NAME.json``."""
-        _write_json(self.path / f"{name}.json", values)
+        write_json(self.path / f"{name}.json", values)
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """The evaluation of that name, if there is one."""
         path = self.path / f"{name}.json"
-        return _read_json(path) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
 
 class SweepFolder:
@@ -225,35 +255,44 @@ class SweepFolder:
             RecordError: if the folder holds anything and `resume` is false, or holds another sweep.
         """
         folder = cls(path)
-        try:
-            occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        except OSError as error:
-            raise RecordError(f"cannot read {path}: {_reason(error)}") from error
-        if occupied and not path.is_dir():
+        if path.exists() and not path.is_dir():
             raise RecordError(f"{path} is a file, not a folder")
-        settings = path / "config.json"
-        if occupied and not resume:
-            what = (
-                "holds a sweep: go on with it by --resume" if settings.exists() else "is not empty"
-            )
-            raise RecordError(f"folder {path} {what}, or choose another --out")
-        if occupied:
-            # Killed before its settings were written, a sweep leaves at most temporary files.
-            strangers = [p for p in path.iterdir() if not p.name.endswith(".tmp")]
-            if not settings.exists() and strangers:
+        make_folder(path)
+        with folder.writing():
+            settings = path / "config.json"
+            occupied = any(p.name != _LOCK for p in path.iterdir())
+            if occupied and not resume:
+                what = (
+                    "holds a sweep: go on with it by --resume"
+                    if settings.exists()
+                    else "is not empty"
+                )
+                raise RecordError(f"folder {path} {what}, or choose another --out")
+            if occupied and not settings.exists():
                 raise RecordError(f"folder {path} holds no sweep to resume; choose another --out")
-        if settings.exists():
-            there = folder.config
-            if different := there.differences(config):
+            if not occupied:
+                write_json(settings, {"format": FORMAT, **config.to_dict()})
+            elif different := folder.config.differences(config):
                 raise RecordError(
                     f"{path} holds a sweep of another configuration: {'; '.join(different)}"
                 )
-        else:
-            _make_folder(path)
-            _write_json(settings, {"format": FORMAT, **config.to_dict()})
-        _make_folder(path / "state")
-        _make_folder(path / "runs")
+        make_folder(path / "state")
+        make_folder(path / "runs")
         return folder
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Take the files that all runs share for this process alone, if need be waiting until they are free."""
+        try:
+            with filelock.FileLock(self.path / _LOCK, timeout=60):
+                _remove_temporary(self.path)
+                yield
+        except filelock.Timeout as error:
+            raise RecordError(
+                f"another process has held {self.path / _LOCK} for a minute"
+            ) from error
+        except OSError as error:
+            raise RecordError(f"cannot lock {self.path / _LOCK}: {_reason(error)}") from error
 
     @property
     def config(self) -> SweepConfig:
@@ -272,9 +311,9 @@ class SweepFolder:
             RecordError: if another process has it.
         """
         stack = Stack(self, runs)
-        lock = filelock.FileLock(stack.path.with_suffix(".lock"))
+        lock = filelock.FileLock(stack.path.with_suffix(".lock"), blocking=False)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire()
         except filelock.Timeout as error:
             raise RecordError(
                 f"another process is training {stack.path.stem} in {self.path}"
@@ -289,7 +328,13 @@ class SweepFolder:
 
     def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace ``results.csv``."""
-        write_atomically(self.path / "results.csv", _csv(rows))
+        with self.writing():
+            write_atomically(self.path / "results.csv", _csv(rows))
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Replace a picture of the whole sweep."""
+        with self.writing():
+            write_atomically(self.path / name, png)
 
     def remove(self, *others: str) -> None:
         """Delete the sweep's records and the files named, and nothing else that may lie in the folder."""
@@ -297,7 +342,7 @@ class SweepFolder:
             for part in ("state", "runs"):
                 if (self.path / part).exists():
                     shutil.rmtree(self.path / part)
-            for name in ("results.csv", "curves.png", "config.json", *others):
+            for name in ("results.csv", "curves.png", "config.json", *others, _LOCK):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(f"cannot clear {self.path}: {_reason(error)}") from error
@@ -316,10 +361,8 @@ class Stack:
     def tidy(self) -> None:
         """Remove temporary files that a killed process left."""
         for folder in self.folders:
-            for stale in folder.path.glob(".*.tmp"):
-                stale.unlink(missing_ok=True)
-        for stale in self.path.parent.glob(f".{self.path.name}.*.tmp"):
-            stale.unlink(missing_ok=True)
+            _remove_temporary(folder.path)
+        _remove_temporary(self.path.parent, self.path.name)
 
     @property
     def finished(self) -> bool:
@@ -335,10 +378,9 @@ class Stack:
         """The last saved state, if there is one."""
         return _read_tensors(self.path)[0] if self.path.exists() else None
 
-    def save(self, state: dict[str, Tensor], rows: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Save the state, then each run's metrics so far."""
+    def save(self, state: dict[str, Tensor]) -> None:
+        """Save the state."""
         write_atomically(self.path, to_safetensors(state))
-        self.write_metrics(rows)
 
     def write_metrics(self, rows: Sequence[Sequence[dict[str, Any]]]) -> None:
         """Write each run's metrics."""
