@@ -275,9 +275,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                         {"mnist": (-94.18, 0.37)},
                         errata=("E11",),
                     ),
-                    Row(
-                        "gs", "GS", {"family": "gs"}, {"mnist": (-103.80, 0.73)}, errata=("E11",)
-                    ),
+                    Row("gs", "GS", {"family": "gs"}, {"mnist": (-103.80, 0.73)}, errata=("E11",)),
                     Row(
                         "igr-i+relax",
                         "IGR-I + RELAX",

@@ -1,0 +1,189 @@
+"""How far a long piece of work is, in all and part by part, and how long it still takes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+__all__ = ["Board", "Reporter", "duration"]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(0.4), duration(45), duration(150), duration(8000)
+    ('1 s', '45 s', '2 min 30 s', '2 h 13 min')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Reporter(Protocol):
+    """What a part tells of its progress, in units: seconds that its work is expected to take."""
+
+    def begin(self, part: str, units: float) -> None:
+        """A part begins, or begins anew."""
+
+    def note(self, part: str, text: str) -> None:
+        """What the part is doing now."""
+
+    def advance(self, part: str, units: float) -> None:
+        """So much of the part is done."""
+
+    def skip(self, part: str, units: float) -> None:
+        """So much of the part had been done before."""
+
+    def finish(self, part: str) -> None:
+        """The part is done, whatever it was expected to take."""
+
+
+@dataclass
+class _Part:
+    total: float
+    number: int
+    done: float = 0.0
+    skipped: float = 0.0
+    note: str = ""
+    started: float = 0.0
+    finished: bool = False
+    bar: TaskID | None = None
+
+    @property
+    def left(self) -> float:
+        return 0.0 if self.finished else max(0.0, self.total - self.done - self.skipped)
+
+
+class Board:
+    """Shows progress: bars in a terminal, elsewhere a line now and then.
+
+    The time left is the units left by the time that a unit has taken so far; before anything is done, a unit takes
+    what it was expected to.
+
+    Attributes:
+        parts: expected seconds of each part, by title.
+        workers: how many parts go on at once.
+    """
+
+    weight = (
+        5.0  # seconds of work after which what was measured counts as much as what was expected
+    )
+
+    def __init__(
+        self,
+        parts: dict[str, float],
+        console: Console,
+        *,
+        workers: int = 1,
+        progress: Progress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        every: float = 10.0,
+    ) -> None:
+        self.console, self.progress, self.clock = console, progress, clock
+        self.workers = workers
+        self.every = 0.2 if progress else every
+        self.parts = {title: _Part(units, i + 1) for i, (title, units) in enumerate(parts.items())}
+        self.started = self.shown = clock()
+        self.bar = progress.add_task("in all", total=1.0, text="") if progress else None
+
+    def begin(self, part: str, units: float) -> None:
+        mine = self.parts[part]
+        mine.total, mine.done, mine.skipped, mine.note = units, 0.0, 0.0, ""
+        mine.started, mine.finished = self.clock(), False
+        if self.progress is not None and mine.bar is None:
+            mine.bar = self.progress.add_task(part, total=1.0, text="")
+        self._show(now=False)
+
+    def note(self, part: str, text: str) -> None:
+        self.parts[part].note = text
+        self._show(now=False)
+
+    def advance(self, part: str, units: float) -> None:
+        self.parts[part].done += units
+        self._show(now=False)
+
+    def skip(self, part: str, units: float) -> None:
+        self.parts[part].skipped += units
+        self._show(now=False)
+
+    def finish(self, part: str) -> None:
+        mine = self.parts[part]
+        mine.finished = True
+        if self.progress is not None and mine.bar is not None:
+            self.progress.remove_task(mine.bar)
+            mine.bar = None
+        self._show(now=False)
+
+    @property
+    def left(self) -> float:
+        """Seconds that all the work still takes."""
+        done = sum(part.done for part in self.parts.values())
+        left = sum(part.left for part in self.parts.values())
+        elapsed = self.clock() - self.started
+        return left * (elapsed + self.weight / self.workers) / (done + self.weight)
+
+    def left_of(self, title: str) -> float:
+        """Seconds that one part still takes."""
+        part = self.parts[title]
+        elapsed = self.clock() - part.started
+        return part.left * (elapsed + self.weight) / (part.done + self.weight)
+
+    @property
+    def fraction(self) -> float:
+        """How much of the work is done, between 0 and 1."""
+        total = sum(part.total for part in self.parts.values())
+        left = sum(part.left for part in self.parts.values())
+        return 1 - left / total if total else 1.0
+
+    def line(self) -> str:
+        """Everything in one line."""
+        finished = sum(part.finished for part in self.parts.values())
+        text = f"{100 * self.fraction:.0f}%, {finished} of {len(self.parts)} done, {duration(self.left)} left"
+        going = [
+            f"{title}: {part.note or 'starting'}, {duration(self.left_of(title))} left"
+            for title, part in self.parts.items()
+            if part.started and not part.finished
+        ]
+        return "; ".join([text, *going])
+
+    def _show(self, *, now: bool) -> None:
+        if not now and self.clock() - self.shown < self.every:
+            return
+        self.shown = self.clock()
+        if self.progress is None:
+            self.console.print(self.line(), soft_wrap=True, markup=False)
+            return
+        if self.bar is not None:
+            finished = sum(part.finished for part in self.parts.values())
+            text = f"{finished} of {len(self.parts)}, {duration(self.left)} left"
+            self.progress.update(self.bar, completed=self.fraction, text=text)
+        for title, part in self.parts.items():
+            if part.bar is not None:
+                completed = 1 - part.left / part.total if part.total else 1.0
+                text = f"{part.note}, {duration(self.left_of(title))} left"
+                self.progress.update(part.bar, completed=completed, text=text)
+
+
+@contextlib.contextmanager
+def board(parts: dict[str, float], console: Console, workers: int = 1) -> Iterator[Board]:
+    """A `Board`, shown in the way that suits where the console writes."""
+    if not console.is_terminal:
+        yield Board(parts, console, workers=workers)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Board(parts, console, workers=workers, progress=progress)
