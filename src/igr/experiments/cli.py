@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -59,7 +59,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_UsageError, _ClickException = typer.BadParameter.__mro__[1:3]
+# What typer raises for a wrong command line; newer versions bring their own copy of click, so it is found by way of
+# a class that both export.
+_ClickException: Any = typer.BadParameter.__mro__[2]
 HELD_OUT = "held-out"
 DEMO_MARK = "made-by-igr-demo"
 
@@ -249,7 +251,7 @@ def check_device(name: str) -> torch.device:
 def train_sweep(folder: SweepFolder, dataset: data.Dataset, device: torch.device) -> None:
     """Train every stack of a sweep that is not finished."""
     config = folder.config
-    images, _ = dataset.split(config.held_out) if config.held_out else (dataset.train, None)
+    images, _ = dataset.split(config.held_out)
     for runs in stacks(config.runs()):
         with folder.claim(runs) as stack, StopRequest() as stop:
             if stack.finished:
@@ -330,9 +332,7 @@ def finish_sweep(folder: SweepFolder, dataset: data.Dataset, samples: int) -> li
         for row in rows
     ]
     for run in runs:
-        plots.draw_run(
-            run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.image_shape
-        )
+        plots.draw_run(run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.shape)
     plots.draw_sweep(folder, runs)
     folder.write_results([row.record() for row in rows])
     return rows
@@ -349,7 +349,7 @@ def run_sweep(
 ) -> tuple[SweepFolder, list[Row]]:
     """Train, evaluate and record a sweep."""
     check_count("samples", samples)
-    dataset = data.load(config.dataset)
+    dataset = load_data(config.dataset)
     check_data(config, dataset)
     folder = SweepFolder.open(path, config, resume=resume)
     if is_demo:
@@ -358,9 +358,16 @@ def run_sweep(
     return folder, finish_sweep(folder, dataset, samples)
 
 
+def load_data(name: str) -> data.Dataset:
+    """A data set; says so where that takes long."""
+    return data.load(name, notify=lambda text: say(notes, text))
+
+
 def check_data(config: SweepConfig, dataset: data.Dataset) -> None:
-    """Refuse settings that the data set cannot meet, before anything is written."""
+    """Refuse settings or files that would stop the sweep later, before anything is written."""
     count = len(dataset.train)
+    if not len(dataset.test):  # reads the file, so that a damaged one is found now
+        raise ConfigError(f"dataset: {config.dataset} has no test images")
     if config.held_out >= count:
         raise ConfigError(
             f"held-out: expected fewer than the {count} training images, got {config.held_out}"
@@ -538,7 +545,7 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit)
     runs = open_runs(check_out(folder))
-    dataset = data.load(runs[0].config.dataset)
+    dataset = load_data(runs[0].config.dataset)
     rows = evaluate_runs(runs, dataset, samples, limit)
     out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ METRICS = ("elbo", "log_likelihood", "kl")
 """What is recorded of each epoch: means over the training images, in nats per image."""
 
 _BLOCK = 32  # steps whose noise is drawn at once; part of what a seed means
+_METRICS_EVERY = 10.0
 
 
 class EpochStopped(Exception):  # noqa: N818
@@ -182,15 +184,26 @@ class StackTrainer:
         return {name: value.cpu().contiguous() for name, value in state.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
-        self.epoch = int(state["epoch"])
+        """Go on from what `state` returned.
+
+        Raises:
+            ValueError: if it is the state of another stack.
+        """
+        epoch, moments = int(state["epoch"]), ("exp_avg", "exp_avg_sq")
+        for name, value in self.model.tensors.items():
+            for key in ("parameter", *moments) if epoch else ("parameter",):
+                if (came := state[f"{key}.{name}"].shape) != value.shape:
+                    raise ValueError(
+                        f"{key}.{name}: expected {tuple(value.shape)}, got {tuple(came)}"
+                    )
+        self.epoch = epoch
         for name, value in self.model.tensors.items():
             with torch.no_grad():
                 value.copy_(state[f"parameter.{name}"])
-            if self.epoch:
+            if epoch:
                 self.optimizer.state[value] = {
                     key: state[f"{key}.{name}"].to(self.device, copy=True)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    for key in ("step", *moments)
                 }
 
 
@@ -250,8 +263,8 @@ def train_stack(
 ) -> None:
     """Train a claimed stack to its end, from its last saved epoch if there is one.
 
-    The state is saved after every epoch, unless saving has so far taken more than a tenth of the time: then after the
-    first epoch for which that holds no longer. With `test`, the metrics have the relaxed models' ELBO on those images
+    The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
+    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, the metrics have the relaxed models' ELBO on those images
     besides: that is for curves of it, and nothing is chosen by it.
 
     Raises:
@@ -269,12 +282,13 @@ def train_stack(
         try:
             history = state.pop("metrics")
             trainer.load_state(state)
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, ValueError) as error:
             raise RecordError(
                 f"{stack.path} is damaged ({error}); delete it to start again"
             ) from error
         epoch_done(trainer.epoch, history[-1])
     saved, saving, training = trainer.epoch, 0.0, 0.0
+    written = -math.inf
     before = history[-1, 0, -1].item() if len(history) else 0.0
     epochs = stack.runs[0].epochs
 
@@ -294,11 +308,15 @@ def train_stack(
             columns.insert(1, trainer.relaxed_elbo(test).float().unsqueeze(1))
         history = torch.cat([history, torch.cat(columns, 1).unsqueeze(0)])
         epoch_done(trainer.epoch, history[-1])
-        if stop.requested or trainer.epoch == epochs or saving <= 0.1 * training:
-            start = time.perf_counter()
-            stack.save({**trainer.state(), "metrics": history}, _rows(history))
-            saving += time.perf_counter() - start
+        start = time.perf_counter()
+        last = stop.requested or trainer.epoch == epochs
+        if last or saving <= 0.25 * training:
+            stack.save({**trainer.state(), "metrics": history})
             saved = trainer.epoch
+            if last or start - written > _METRICS_EVERY:
+                stack.write_metrics(_rows(history))
+                written = start
+            saving += time.perf_counter() - start
     stack.write_metrics(_rows(history))
     stack.finish(
         lambda r: {
