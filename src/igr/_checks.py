@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["broadcast", "positive", "satisfies", "values_can_be_read"]
+__all__ = ["between", "broadcast", "positive", "satisfies", "values_can_be_read"]
 
 
 def values_can_be_read(*values: float | Tensor) -> bool:
@@ -42,11 +42,22 @@ def satisfies(name: str, value: Tensor, valid: Tensor, expected: str) -> None:
     )
 
 
+def between(name: str, value: Tensor, low: float, high: float, expected: str) -> None:
+    """Raise ValueError unless every element lies strictly between `low` and `high`."""
+    if not values_can_be_read(value) or value.numel() == 0:
+        return
+    least, greatest = torch.aminmax(
+        value.detach()
+    )  # one pass and no mask, unless there is an error
+    if not (low < least and greatest < high):
+        satisfies(name, value, (value > low) & (value < high), expected)
+
+
 def positive(name: str, value: float | Tensor, validate_args: bool | None = None) -> None:
     """Raise ValueError unless `value` is positive and finite."""
     if isinstance(value, Tensor):
         if enabled(validate_args):
-            satisfies(name, value, (value > 0) & (value < torch.inf), "positive finite values")
+            between(name, value, 0.0, torch.inf, "positive finite values")
     elif not isinstance(value, (int, float)):
         raise ValueError(
             f"{name}: expected a positive number or a tensor, got {type(value).__name__}"

@@ -240,10 +240,8 @@ class IGR(Relaxation, TransformedDistribution):
                 f"loc: expected shape (*batch, K-1) with K >= 2, got {tuple(loc.shape)}"
             )
         if _checks.enabled(validate_args):
-            _checks.satisfies("loc", loc, loc.isfinite(), "finite values")
-            _checks.satisfies(
-                "scale", scale, (scale > 0) & scale.isfinite(), "positive finite values"
-            )
+            _checks.between("loc", loc, -torch.inf, torch.inf, "finite values")
+            _checks.between("scale", scale, 0.0, torch.inf, "positive finite values")
         base = Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
         self._set_up(base, transform, validate_args)
 
@@ -473,6 +471,14 @@ class SoftmaxIGR(IGR):
     @property
     def _softmax_plus_plus(self) -> SoftmaxPlusPlus:
         return self.transform.parts[-1]  # type: ignore[return-value]
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        if sample_shape or self.allowed is not None:
+            return super().rsample(sample_shape)
+        noise = self._gaussian.noise(())
+        return functional.sample_softmax_plus_plus(
+            self.loc, self.scale, noise, self.temperature, self.delta
+        )
 
     def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
         if self.allowed is None:

@@ -130,8 +130,10 @@ def _kl_igr(q: IGR, p: IGR) -> Tensor:
                 f"no closed-form KL between the bases {q.base_dist} and {p.base_dist}; "
                 "use igr.monte_carlo_kl(q, p, num_samples)"
             ) from None
-    terms = _kl_normal(q.loc, q.scale, p.loc, p.scale)
-    return (terms if q._active is None else torch.where(q._active, terms, 0.0)).sum(-1)
+    parameters = q.loc, q.scale, p.loc, p.scale
+    if q._active is None:
+        return functional.gaussian_kl(*parameters)
+    return torch.where(q._active, functional.gaussian_kl_terms(*parameters), 0.0).sum(-1)
 
 
 @register_kl(SoftmaxIGR, SoftmaxIGR)
@@ -143,10 +145,9 @@ def _kl_softmax_igr(q: SoftmaxIGR, p: SoftmaxIGR) -> Tensor:
         parameters = q.loc, q.scale, p.loc, p.scale
     else:
         parameters = *_standardised(q), *_standardised(p)
-    terms = _kl_normal(*parameters)
     if q.allowed is None and p.allowed is None:
-        return terms.sum(-1)
-    return _kl_allowed(terms, parameters, q.allowed, p.allowed, q.num_categories)
+        return functional.gaussian_kl(*parameters)
+    return _kl_allowed(parameters, q.allowed, p.allowed, q.num_categories)
 
 
 def _equal(q: SoftmaxIGR, p: SoftmaxIGR) -> bool:
@@ -165,16 +166,7 @@ def _standardised(q: SoftmaxIGR) -> tuple[Tensor, Tensor]:
     return loc / t - shift, scale / t
 
 
-def _kl_normal(loc: Tensor, scale: Tensor, loc0: Tensor, scale0: Tensor) -> Tensor:
-    """KL of one-dimensional normals, elementwise."""
-    loc, scale, loc0, scale0 = (functional.full_precision(x) for x in (loc, scale, loc0, scale0))
-    ratio = scale / scale0
-    distance = (loc - loc0) / scale0
-    return 0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()
-
-
 def _kl_allowed(
-    terms: Tensor,
     parameters: tuple[Tensor, Tensor, Tensor, Tensor],
     allowed: Tensor | None,
     allowed0: Tensor | None,
@@ -185,6 +177,7 @@ def _kl_allowed(
     The differences between the allowed y have covariance diag(s^2) seen up to a common shift; marginalising the shift
     out of both normals changes the divergence by what is below. Over different categories it is infinite.
     """
+    terms = functional.gaussian_kl_terms(*parameters)
     every = torch.ones(num_categories, dtype=torch.bool, device=terms.device)
     allowed = every if allowed is None else allowed
     allowed0 = every if allowed0 is None else allowed0

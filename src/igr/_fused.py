@@ -1,0 +1,128 @@
+r"""The two operations of every training step, with their gradients written out.
+
+They compute what the plain formulas in `igr.functional` do, in fewer passes over memory: eager torch is bound by
+those. Where a compiler, a function transform, or a gradient with respect to the temperature is at work, `applies` is
+false and the plain formulas serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["applies", "gaussian_kl", "igr_softmax"]
+
+
+def applies(loc: Tensor, *others: float | Tensor | None) -> bool:
+    """Whether eager mode is at work, and every other tensor has the dtype of `loc` and broadcasts into its shape."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if loc.dtype not in (torch.float32, torch.float64):
+        return False
+    return all(_fits(value, loc) for value in others if isinstance(value, Tensor))
+
+
+def _fits(value: Tensor, loc: Tensor) -> bool:
+    if value.dtype != loc.dtype:
+        return False
+    if value.shape == loc.shape:
+        return True
+    pairs = zip(reversed(value.shape), reversed(loc.shape), strict=False)
+    return value.dim() <= loc.dim() and all(a in (1, b) for a, b in pairs)
+
+
+class _IGRSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        loc: Tensor,
+        scale: Tensor,
+        noise: Tensor,
+        temperature: float | Tensor,
+        last: float,
+        dim: int,
+    ) -> Tensor:
+        n = loc.shape[dim]
+        shape = list(loc.shape)
+        shape[dim] = n + 1
+        x = loc.new_empty(shape)
+        y = x.narrow(dim, 0, n)
+        torch.addcmul(loc, scale, noise, out=y)
+        y.div_(temperature)
+        x.narrow(dim, n, 1).fill_(last)
+        x.sub_(x.amax(dim, keepdim=True)).exp_()
+        return x.div_(x.sum(dim, keepdim=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, noise, ctx.temperature, _, ctx.dim = inputs
+        ctx.save_for_backward(output, noise)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        z, noise = ctx.saved_tensors
+        n = noise.shape[ctx.dim]
+        weighted = z * grad
+        total = weighted.sum(ctx.dim, keepdim=True)
+        if torch.is_grad_enabled():
+            grad_x = weighted - z * total
+        else:
+            grad_x = weighted.addcmul_(z, total, value=-1)
+        grad_y = grad_x.narrow(ctx.dim, 0, n) / ctx.temperature
+        grad_scale = grad_y * noise if ctx.needs_input_grad[1] else None
+        return grad_y, grad_scale, None, None, None, None
+
+
+def igr_softmax(
+    loc: Tensor, scale: Tensor, noise: Tensor, temperature: float | Tensor, last: float, dim: int
+) -> Tensor:
+    """softmax of (loc + scale * noise) / temperature and, after it along `dim`, the entry `last`.
+
+    The temperature, where it is a tensor, broadcasts against loc as it is.
+    """
+    return _IGRSoftmax.apply(loc, scale, noise, temperature, last, dim)
+
+
+class _GaussianKL(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        loc: Tensor, scale: Tensor, loc0: float | Tensor, scale0: float | Tensor, dim: int
+    ) -> Tensor:
+        distance = (loc - loc0).div_(scale0)
+        kl = torch.linalg.vecdot(distance, distance, dim=dim)
+        ratio = torch.div(scale, scale0, out=distance)
+        kl.add_(torch.linalg.vecdot(ratio, ratio, dim=dim)).sub_(loc.shape[dim]).mul_(0.5)
+        return kl.sub_(ratio.log_().sum(dim))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        loc, scale, loc0, scale0, ctx.dim = inputs
+        tensors = [x for x in (loc0, scale0) if isinstance(x, Tensor)]
+        ctx.numbers = [None if isinstance(x, Tensor) else x for x in (loc0, scale0)]
+        ctx.save_for_backward(loc, scale, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        loc, scale, *tensors = ctx.saved_tensors
+        loc0, scale0 = (tensors.pop(0) if number is None else number for number in ctx.numbers)
+        grad = grad.unsqueeze(ctx.dim)
+        weighted = grad / (scale0 * scale0)
+        distance = (loc - loc0) * weighted
+        grad_scale = scale * weighted - grad / scale
+        grad_loc0 = grad_scale0 = None
+        if ctx.needs_input_grad[2]:
+            grad_loc0 = (-distance).sum_to_size(loc0.shape)
+        if ctx.needs_input_grad[3]:
+            squares = (loc - loc0).square() + scale.square()
+            grad_scale0 = (grad / scale0 - weighted * squares / scale0).sum_to_size(scale0.shape)
+        return distance, grad_scale, grad_loc0, grad_scale0, None
+
+
+def gaussian_kl(
+    loc: Tensor, scale: Tensor, loc0: float | Tensor, scale0: float | Tensor, dim: int
+) -> Tensor:
+    """KL of independent normals, summed along `dim`; the second pair broadcasts against the first."""
+    return _GaussianKL.apply(loc, scale, loc0, scale0, dim)

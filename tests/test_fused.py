@@ -1,0 +1,81 @@
+"""The operations with gradients written out, against the plain formulas, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from igr import _fused, functional
+
+TOLERANCE = 1e-13  # some tens of roundings of numbers of order ten
+
+
+def _parameters(*shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    loc = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    scale = (torch.rand(*shape, dtype=torch.float64) + 0.3).requires_grad_()
+    return loc, scale, torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_sample_equals_the_plain_formula_with_its_first_two_derivatives(dim: int) -> None:
+    loc, scale, noise = _parameters(3, 2, 4)
+    assert _fused.applies(loc, scale, noise)
+
+    def fused(loc: Tensor, scale: Tensor) -> Tensor:
+        return functional.igr_softmax(loc, scale, 0.3, dim=dim, delta=2.0, noise=noise)
+
+    def plain(loc: Tensor, scale: Tensor) -> Tensor:
+        y = (loc + scale * noise).movedim(dim, -1)
+        return functional.softmax_plus_plus(y, 0.3, 2.0).movedim(-1, dim)
+
+    _agree(fused, plain, loc, scale)
+    assert gradcheck(fused, (loc, scale))
+    assert gradgradcheck(fused, (loc, scale))
+
+
+def test_sample_with_a_temperature_for_each_element() -> None:
+    loc, scale, noise = _parameters(3, 2, 4)
+    temperature = torch.rand(3, 1, dtype=torch.float64) + 0.2
+    _agree(
+        lambda loc, scale: functional.igr_softmax(loc, scale, temperature, noise=noise),
+        lambda loc, scale: functional.softmax_plus_plus(loc + scale * noise, temperature),
+        loc,
+        scale,
+    )
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_kl_equals_the_plain_formula_with_its_first_two_derivatives(dim: int) -> None:
+    loc, scale, _ = _parameters(3, 2, 4)
+    loc0 = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    scale0 = (torch.rand(4, dtype=torch.float64) + 0.3).requires_grad_()
+    inputs = loc, scale, loc0, scale0
+
+    def fused(*inputs: Tensor) -> Tensor:
+        return functional.gaussian_kl(*inputs, dim=dim)
+
+    _agree(fused, lambda *inputs: functional.gaussian_kl_terms(*inputs).sum(dim), *inputs)
+    assert gradcheck(fused, inputs)
+    assert gradgradcheck(fused, inputs)
+
+
+def test_the_plain_formula_serves_where_the_fused_one_cannot() -> None:
+    loc, scale, noise = _parameters(3, 4)
+    temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    functional.igr_softmax(loc, scale, temperature, noise=noise)[:, 0].sum().backward()
+    assert temperature.grad is not None and temperature.grad.abs() > 0
+    assert not _fused.applies(loc.bfloat16())
+    assert not _fused.applies(loc, noise.float())
+    torch.func.vmap(lambda x: functional.gaussian_kl(x, torch.ones_like(x)))(loc)
+    torch.func.jvp(lambda x: functional.gaussian_kl(x, scale), (loc,), (noise,))
+
+
+def _agree(fused, plain, *inputs: Tensor) -> None:
+    ours, theirs = fused(*inputs), plain(*inputs)
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE)
+    weights = torch.randn_like(ours)
+    got = torch.autograd.grad(ours, inputs, weights)
+    wanted = torch.autograd.grad(theirs, inputs, weights)
+    torch.testing.assert_close(got, wanted, rtol=TOLERANCE, atol=TOLERANCE)
