@@ -320,7 +320,7 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     dtype = y.dtype
     y, u, w, b = (full_precision(x) for x in (y, u, w, b))
-    wu_soft = F.softplus((w * u).sum(-1))
+    wu_soft = torch.where((w != 0).any(-1), F.softplus((w * u).sum(-1)), 1.0)
     h = torch.tanh((w * y).sum(-1) + b)
     out = y + _planar_direction(u, w) * h.unsqueeze(-1)
     # 1 + m (1 - h^2) with m = softplus - 1, rearranged so that nothing cancels as m tends to -1.
@@ -646,6 +646,10 @@ def gumbel_softmax(
     torch.Size([8, 10])
     """
     _checks.positive("tau", tau)
+    if noise is not None and noise.shape != logits.shape:
+        raise ValueError(
+            f"noise: expected the shape of logits, {tuple(logits.shape)}, got {tuple(noise.shape)}"
+        )
     x = full_precision(logits)
     x = x + (gumbel_noise(x, generator) if noise is None else noise)
     x = x if dim in (-1, x.dim() - 1) else x.movedim(dim, -1)
