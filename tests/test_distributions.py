@@ -140,8 +140,8 @@ def test_density_integrates_to_one_over_two_categories(case: Case) -> None:
     middle = np.linspace(low, high, 9)[1:-1]
     epsabs = 1e-9 if case.smooth else 1e-6
     total, error = scipy.integrate.quad(f, low, high, points=middle, limit=400, epsabs=epsabs)
-    assert error < 10 * epsabs
-    assert abs(total - 1) < 10 * epsabs
+    assert error < 100 * epsabs
+    assert abs(total - 1) < 10 * epsabs + error
 
 
 def _grid(case: Case, num_points: int) -> tuple[igr.Relaxation, Tensor, float]:
