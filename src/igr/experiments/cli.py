@@ -43,7 +43,7 @@ from igr.experiments.config import (
     check_count,
     stacks,
 )
-from igr.experiments.models import FAMILIES
+from igr.experiments.families import FAMILIES
 from igr.experiments.records import RecordError, RunFolder, SweepFolder, open_runs, write_atomically
 from igr.experiments.train import Interrupted, StopRequest, load_model, train_stack
 
@@ -55,7 +55,6 @@ app = typer.Typer(
     name="igr",
     help="Discrete variational autoencoders trained with invertible Gaussian reparameterization.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
@@ -406,6 +405,7 @@ def demo(
     ] = Path("igr-demo"),
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = 300,
     seeds: Annotated[int, typer.Option(help="Seeds of each family and temperature.")] = 3,
+    samples: Samples = 1000,
     threads: Threads = 0,
 ) -> None:
     """Train discrete VAEs with IGR and with Gumbel-Softmax on scanned digits and compare them."""
@@ -423,7 +423,7 @@ def demo(
     start = time.perf_counter()
     if (path / DEMO_MARK).exists():
         SweepFolder(path).remove(DEMO_MARK)
-    folder, rows = run_sweep(config, path, is_demo=True)
+    folder, rows = run_sweep(config, path, samples=samples, is_demo=True)
     groups = grouped(rows)
     chosen = [
         max((g for g in groups if g.family == family), key=lambda g: g.held_out)

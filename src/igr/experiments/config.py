@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igr.experiments import models
+from igr.experiments import families, models
 
 __all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
 
@@ -103,7 +103,7 @@ class RunConfig(_Shared):
 
     def __post_init__(self) -> None:
         self.check()
-        check_choice("family", self.family, models.FAMILIES)
+        check_choice("family", self.family, families.FAMILIES)
         check_positive("temperature", self.temperature)
         check_count("seed", self.seed, least=0)
 

@@ -58,24 +58,35 @@ class ImageScores:
     relaxed_kl: Tensor
 
 
-def draw_categories(log_probs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """Independent draws ``(B, M, N)``, int32, from categoricals ``(B, N, K)``.
+def cumulative(log_probs: Tensor) -> Tensor:
+    """Cumulative probabilities ``(..., K)`` that end at exactly 1.
 
-    By inversion: a category's index is the number of cumulative probabilities that a uniform number reaches. Counting
-    them one by one is several times faster than a search, for the few categories there are.
+    Every uniform number lies below 1, so that a category of probability zero is never drawn, the last ones included.
     """
     cdf = log_probs.double().exp().cumsum(-1).float()
-    # Ends at exactly 1, above every uniform number: a category of probability zero is never drawn.
-    cdf = cdf / cdf[..., -1:].clone()
-    B, N, K = cdf.shape
-    uniform = torch.rand(B, N, num_samples, generator=generator, device=cdf.device)
+    return cdf / cdf[..., -1:]
+
+
+def invert(cdf: Tensor, uniform: Tensor) -> Tensor:
+    """Categories ``(B, M, N)``, int32, that uniform numbers ``(B, N, M)`` mean by `cumulative` ``(B, N, K)``.
+
+    A category's index is the number of cumulative probabilities that its number reaches. Counting them one by one is
+    several times faster than a search, for the few categories there are.
+    """
+    K = cdf.shape[-1]
     if K > 32:
-        found = torch.searchsorted(cdf, uniform, right=True, out_int32=True)
-        return found.mT.contiguous()
+        return torch.searchsorted(cdf, uniform, right=True, out_int32=True).mT.contiguous()
     count = torch.zeros(uniform.shape, dtype=torch.uint8, device=cdf.device)
     for k in range(K - 1):
         count += (uniform >= cdf[..., k : k + 1]).view(torch.uint8)
     return count.mT.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def draw_categories(log_probs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    """Independent draws ``(B, M, N)``, int32, from categoricals ``(B, N, K)``."""
+    shape = (*log_probs.shape[:-1], num_samples)
+    uniform = torch.rand(shape, generator=generator, device=log_probs.device)
+    return invert(cumulative(log_probs), uniform)
 
 
 @torch.no_grad()
@@ -98,27 +109,37 @@ def score_images(
     """
     family, N = model.family, model.num_variables
     parameters = model.encode(images.unsqueeze(0))
-    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0]).squeeze(0)
+    generator = stream(seed, "recovery", device=images.device)
+    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(stream(seed, "kl", first).initial_seed())
         relaxed_kl = family.kl(parameters, model.temperature[..., 0], kl_samples).squeeze(0)
     log_prior = torch.tensor(-N * math.log(family.num_categories), device=images.device)
     kl = (log_q.exp() * log_q).nan_to_num_(0.0).sum((-2, -1)) - log_prior
 
+    cdf = cumulative(log_q)
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
-    for i, x in enumerate(images):
-        generator = stream(seed, "evaluation", first + i, device=images.device)
+    together = max(1, _ROWS // samples)
+    for i in range(0, len(images), together):
+        some = slice(i, i + together)
+        x = images[some]
+        generators = [
+            stream(seed, "evaluation", first + i + j, device=images.device) for j in range(len(x))
+        ]
         for start in range(0, samples, _DRAWS // N):
             stop = min(samples, start + _DRAWS // N)
-            z = draw_categories(log_q[i : i + 1], stop - start, generator).squeeze(0)
-            log_q_drawn[i, start:stop] = log_q[i].gather(1, z.mT.long()).sum(0)
+            uniform = images.new_empty(len(x), N, stop - start)
+            for numbers, generator in zip(uniform, generators, strict=True):
+                numbers.uniform_(generator=generator)
+            z = invert(cdf[some], uniform)
+            log_q_drawn[some, start:stop] = log_q[some].gather(2, z.mT.long()).sum(1)
             for row in range(start, stop, _ROWS):
                 end = min(stop, row + _ROWS)
-                outputs = model.decode_categories(z[row - start : end - start])
-                log_likelihood[i, row:end] = model.likelihood.log_prob_overwriting(
-                    outputs.unsqueeze(0), x.unsqueeze(0)
-                ).squeeze(0)
+                outputs = model.decode_categories(z[:, row - start : end - start].flatten(0, 1))
+                log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
+                    outputs.unflatten(0, (len(x), -1)), x
+                )
     return ImageScores(
         bound=igr.importance_weighted_bound(log_likelihood, log_prior, log_q_drawn, dim=1),
         released_estimate=igr.released_estimate(log_likelihood, kl, dim=1),

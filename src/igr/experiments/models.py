@@ -31,6 +31,7 @@ __all__ = [
     "Likelihood",
     "SoftmaxIGRFamily",
     "StackedVAE",
+    "gaussian_sample",
     "stream",
 ]
 
@@ -97,6 +98,51 @@ class _SoftmaxIGRSample(torch.autograd.Function):
         )
 
 
+class _GaussianSample(torch.autograd.Function):
+    """y = loc + scale * noise and KL(N(loc, scale) || N(prior_loc, 1)), see `gaussian_sample`."""
+
+    @staticmethod
+    def forward(
+        ctx, parameters: Tensor, noise: Tensor, prior_loc: Tensor | float, sticking: bool
+    ) -> tuple[Tensor, Tensor]:
+        loc, log_scale = parameters.chunk(2, dim=-2)
+        scale = log_scale.contiguous().exp_()
+        y = torch.addcmul(loc, scale, noise)
+        distance = (y if sticking else loc) - prior_loc
+        if sticking:
+            kl = 0.5 * (_squared_norm(distance) - _squared_norm(noise))
+        else:
+            kl = 0.5 * (_squared_norm(distance) + _squared_norm(scale) - scale[0, 0].numel())
+        ctx.save_for_backward(noise, scale, distance)
+        ctx.sticking = sticking
+        return y, kl - log_scale.sum((-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
+        noise, scale, distance = ctx.saved_tensors
+        grad_kl = grad_kl[..., None, None]
+        if ctx.sticking:
+            grad_loc = torch.addcmul(grad_y, distance - noise / scale, grad_kl)
+            grad_log_scale = grad_loc * noise * scale
+        else:
+            grad_loc = torch.addcmul(grad_y, distance, grad_kl)
+            grad_scale = torch.addcmul(grad_y * noise, scale, grad_kl)
+            grad_log_scale = grad_scale.mul_(scale).sub_(grad_kl)
+        return torch.cat([grad_loc, grad_log_scale], -2), None, None, None
+
+
+def gaussian_sample(
+    parameters: Tensor, noise: Tensor, prior_loc: Tensor | float, sticking: bool
+) -> tuple[Tensor, Tensor]:
+    r"""Gaussian y ``(R, B, K-1, N)`` and its KL from :math:`\mathcal N(m, 1)` for each image, ``(R, B)``.
+
+    With `sticking`, the KL is :math:`\log q(y) - \log p(y)` of this one y, the parameters inside log q detached, so
+    that only the path through y carries a gradient (Roeder et al. 2017); else the closed form (13).
+    """
+    return _GaussianSample.apply(parameters, noise, prior_loc, sticking)
+
+
 def _squared_norm(x: Tensor) -> Tensor:
     x = x.flatten(-2)
     return torch.linalg.vecdot(x, x)
@@ -152,6 +198,8 @@ class Family(ABC):
 
     num_categories: int
     prior_temperature: float
+    sticking_the_landing: bool = False
+    """Whether the KL is that of one sample, the posterior's parameters detached inside log q."""
 
     @property
     @abstractmethod
@@ -177,8 +225,25 @@ class Family(ABC):
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> Relaxation:
         """The posterior as a public distribution, batch ``(R, B, N)``, events ``(K,)``."""
 
-    def discrete_log_probs(self, parameters: Tensor, temperature: Tensor | float) -> Tensor:
-        """Log-probabilities of the recovered categorical, ``(R, B, N, K)``."""
+    def initial_tensors(self, num_variables: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Learned tensors of the family's own for one run, by name; most families have none."""
+        return {}
+
+    def bind(self, tensors: dict[str, Tensor]) -> Family:
+        """The family with its own tensors, stacked, taken from among a model's."""
+        return self
+
+    def categories(self, parameters: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
+        """The category ``(R, B, N)`` that a sample becomes as the temperature goes to 0."""
+        return self.sample_and_kl(parameters, noise, temperature)[0].argmax(-2)
+
+    def discrete_log_probs(
+        self, parameters: Tensor, temperature: Tensor | float, generator: torch.Generator
+    ) -> Tensor:
+        """Log-probabilities of the recovered categorical, ``(R, B, N, K)``.
+
+        Where there is no closed form they are estimated by draws from `generator`.
+        """
         return self.distribution(parameters, temperature).discrete().logits
 
     @abstractmethod
@@ -216,6 +281,9 @@ class SoftmaxIGRFamily(Family):
     def sample_and_kl(
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.sticking_the_landing:
+            y, kl = gaussian_sample(parameters, noise, self.prior_loc, sticking=True)
+            return torch.softmax(F.pad(y, (0, 0, 0, 1)) / temperature, dim=-2), kl
         return _SoftmaxIGRSample.apply(parameters, noise, temperature, self.prior_loc)
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.SoftmaxIGR:
@@ -258,7 +326,9 @@ class GumbelSoftmaxFamily(Family):
         K, prior = self.num_categories, self.prior_temperature
         u = (parameters + noise) / temperature
         log_p = torch.log_softmax(-prior * u, dim=-2)
-        log_q = torch.log_softmax(-noise, dim=-2).sum((-2, -1))
+        # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
+        a = parameters.detach() - parameters - noise if self.sticking_the_landing else -noise
+        log_q = torch.log_softmax(a, dim=-2).sum((-2, -1))
         kl = log_q - log_p.sum((-2, -1))
         volume = (K - 1) * noise.shape[-1] * torch.log(temperature[..., 0, 0] / prior)
         return torch.softmax(u, dim=-2), kl + volume
@@ -295,7 +365,7 @@ class StackedVAE:
         tensors: dict[str, Tensor],
         temperatures: Tensor,
     ) -> None:
-        self.family, self.likelihood = family, likelihood
+        self.family, self.likelihood = family.bind(tensors), likelihood
         self.num_pixels, self.num_variables, self.hidden = num_pixels, num_variables, tuple(hidden)
         self.tensors = tensors
         self.temperatures = temperatures
@@ -341,6 +411,7 @@ class StackedVAE:
                             -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator
                         )
                         drawn[seed][f"{part}.{i}.{name}"] = value
+            drawn[seed].update(family.initial_tensors(num_variables, generator))
         tensors = {
             name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
             for name in drawn[seeds[0]]

@@ -35,9 +35,11 @@ def _grid(images: Tensor) -> Tensor:
 
 def _picture(images: Tensor, title: str, labels: Sequence[str] = ()) -> Figure:
     rows, columns = images.shape[:2]
-    figure = Figure(figsize=(0.55 * columns + 0.9, 0.55 * rows + 0.5), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(_grid(images), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    width, height = 0.55 * columns + 0.9, 0.55 * rows + 0.5
+    figure = Figure(figsize=(width, height))
+    # Placed by hand: matplotlib's own layout draws everything twice.
+    axes = figure.add_axes((0.75 / width, 0.1 / height, 1 - 0.9 / width, 1 - 0.45 / height))
+    axes.imshow(_grid(images).numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.set_xticks([])
     step = images.shape[2] + 2
@@ -48,10 +50,11 @@ def _picture(images: Tensor, title: str, labels: Sequence[str] = ()) -> Figure:
 
 
 def _curves(runs: Sequence[RunFolder]) -> Figure:
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_axes((0.13, 0.13, 0.84, 0.84))
     for run in runs:
-        rows = [row for row in run.metrics() if row["epoch"] > 1 or len(run.metrics()) == 1]
+        rows = run.metrics()
+        rows = rows[1:] or rows  # the first epoch is far off and would flatten the rest
         config = run.config
         label = f"{config.family}, temperature {config.temperature:g}, seed {config.seed}"
         axes.plot([r["epoch"] for r in rows], [r["elbo"] for r in rows], label=label, linewidth=1.2)
@@ -74,7 +77,8 @@ def draw_run(
 
     shown = images[:12]
     parameters = model.encode(shown.unsqueeze(0))
-    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0]).squeeze(0)
+    generator = stream(config.seed, "recovery")
+    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
     drawn = draw_categories(log_q, 2, stream(config.seed, "pictures"))
     rebuilt = [model.likelihood.mean(model.decode_categories(drawn[:, i])) for i in range(2)]
     rows = torch.stack([shown, *rebuilt]).unflatten(-1, shape)
@@ -103,5 +107,5 @@ def draw_run(
 
 def draw_sweep(folder: SweepFolder, runs: Sequence[RunFolder]) -> str:
     """Write the training curves of all runs into one picture and return its name."""
-    write_atomically(folder.path / "curves.png", _png(_curves(runs)))
+    folder.write_picture("curves.png", _png(_curves(runs)))
     return "curves.png"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from igr.experiments import config as config_module
-from igr.experiments import models
+from igr.experiments import families, models
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.models import StackedVAE, stream
 from igr.experiments.records import RecordError, RunFolder, Stack
@@ -48,7 +48,7 @@ def build(
 ) -> StackedVAE:
     """The freshly initialised stack that `runs`, alike but for temperature and seed, describe."""
     first = runs[0]
-    family = models.FAMILIES[first.family](first.num_categories, first.prior_temperature)
+    family = families.FAMILIES[first.family](first.num_categories, first.prior_temperature)
     return StackedVAE.initialise(
         family,
         models.LIKELIHOODS[first.decoder],
@@ -264,8 +264,8 @@ def train_stack(
     """Train a claimed stack to its end, from its last saved epoch if there is one.
 
     The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
-    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, the metrics have the relaxed models' ELBO on those images
-    besides: that is for curves of it, and nothing is chosen by it.
+    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
+    relaxed models' ELBO on those images besides: that is for curves of it, and nothing is chosen by it.
 
     Raises:
         Interrupted: if `stop` asks for it; what was finished has been saved.
