@@ -97,7 +97,7 @@ def score_images(
     samples: int = 1000,
     seed: int = 0,
     first: int = 0,
-    kl_samples: int = 100,
+    kl_samples: int = 10,
 ) -> ImageScores:
     r"""Bounds on log p(x) for images ``(n, D)`` by a stack of one, its latent variables discrete.
 
