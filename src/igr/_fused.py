@@ -65,13 +65,14 @@ class _IGRSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, noise = ctx.saved_tensors
         n = noise.shape[ctx.dim]
-        weighted = z * grad
-        total = weighted.sum(ctx.dim, keepdim=True)
+        z_first, z_last = z.split([n, 1], ctx.dim)
+        grad_first, grad_last = grad.split([n, 1], ctx.dim)
+        weighted = z_first * grad_first
+        total = weighted.sum(ctx.dim, keepdim=True) + z_last * grad_last
         if torch.is_grad_enabled():
-            grad_x = weighted - z * total
+            grad_y = (weighted - z_first * total) / ctx.temperature
         else:
-            grad_x = weighted.addcmul_(z, total, value=-1)
-        grad_y = grad_x.narrow(ctx.dim, 0, n) / ctx.temperature
+            grad_y = weighted.addcmul_(z_first, total, value=-1).div_(ctx.temperature)
         grad_scale = grad_y * noise if ctx.needs_input_grad[1] else None
         return grad_y, grad_scale, None, None, None, None
 
@@ -109,15 +110,19 @@ class _GaussianKL(torch.autograd.Function):
         loc, scale, *tensors = ctx.saved_tensors
         loc0, scale0 = (tensors.pop(0) if number is None else number for number in ctx.numbers)
         grad = grad.unsqueeze(ctx.dim)
-        weighted = grad / (scale0 * scale0)
-        distance = (loc - loc0) * weighted
-        grad_scale = scale * weighted - grad / scale
+        weight = grad / (scale0 * scale0)
+        if torch.is_grad_enabled():
+            distance = (loc - loc0) * weight
+            grad_scale = scale * weight - grad / scale
+        else:
+            distance = (loc - loc0).mul_(weight)
+            grad_scale = scale.reciprocal().mul_(grad.neg()).addcmul_(scale, weight)
         grad_loc0 = grad_scale0 = None
         if ctx.needs_input_grad[2]:
             grad_loc0 = (-distance).sum_to_size(loc0.shape)
         if ctx.needs_input_grad[3]:
             squares = (loc - loc0).square() + scale.square()
-            grad_scale0 = (grad / scale0 - weighted * squares / scale0).sum_to_size(scale0.shape)
+            grad_scale0 = (grad / scale0 - weight * squares / scale0).sum_to_size(scale0.shape)
         return distance, grad_scale, grad_loc0, grad_scale0, None
 
 
