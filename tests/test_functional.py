@@ -22,7 +22,7 @@ def jacobian_log_det(f: Callable[[Tensor], Tensor], y: Tensor) -> tuple[Tensor, 
     return torch.linalg.slogdet(jacobian)[1], torch.linalg.cond(jacobian)
 
 
-# softmax++, equation (15)
+# The softmax++
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0, 2.0])
@@ -91,7 +91,7 @@ def test_softmax_plus_plus_keeps_to_allowed() -> None:
     torch.testing.assert_close(z, expected)
 
 
-# Stick-breaking, equation (16)
+# Breaking the stick
 
 
 @pytest.mark.parametrize("num_categories", [2, 3, 10])
@@ -153,7 +153,7 @@ def test_sharpen_log_det_is_that_of_autodiff(num_categories: int, temperature: f
     assert abs(closed - value) < 1e-10 + 1e-15 * float(condition)
 
 
-# Interpolation, equation (17)
+# Interpolation
 
 
 def test_vertex_interpolation_is_its_formula_and_inverts() -> None:
@@ -432,3 +432,76 @@ BAD_CALLS = [
 def test_errors(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Gradients written out, against those of the plain formulas
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("delta", [1.0, 0.3])
+@pytest.mark.parametrize("shape", ["number", "each", "columns"])
+def test_quick_sampling_path_is_the_plain_one(dtype: torch.dtype, delta: float, shape: str) -> None:
+    """Value and gradients agree with the formula in float64 to the rounding of the dtype."""
+    tau = 0.3
+    if shape != "number":
+        tau = torch.rand(6, 3 if shape == "each" else 1, dtype=dtype) + 0.1
+    loc, noise = torch.randn(2, 6, 3, 4, dtype=dtype)
+    scale = torch.rand(6, 3, 4, dtype=dtype) + 0.1
+    weights = torch.randn(6, 3, 5, dtype=dtype)
+    results = []
+    for d, plain in ((dtype, False), (D, True)):
+        m, s = loc.to(d).requires_grad_(), scale.to(d).requires_grad_()
+        time = tau if isinstance(tau, float) else tau.to(d)
+        if plain:
+            y = m + s * noise.to(d)
+            lifted = time if isinstance(time, float) else time.unsqueeze(-1)
+            last = torch.full((6, 3, 1), math.log(delta), dtype=d)
+            z = torch.softmax(torch.cat([y / lifted, last], -1), -1)
+        else:
+            z = fn.igr_softmax(m, s, time, delta=delta, noise=noise.to(d))
+        results.append((z, *torch.autograd.grad((z * weights.to(d)).sum(), [m, s])))
+    eps = torch.finfo(dtype).eps
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a.to(D), b, rtol=200 * eps, atol=200 * eps)
+
+
+def test_quick_sampling_path_has_second_derivatives_and_a_gradient_of_the_noise() -> None:
+    loc, noise = torch.randn(2, 3, 4, dtype=D, requires_grad=True).unbind()
+    scale = torch.rand(3, 4, dtype=D) + 0.5
+
+    def sample(loc: Tensor, scale: Tensor) -> Tensor:
+        return fn.igr_softmax(loc, scale, 0.7, noise=noise.detach())
+
+    inputs = (loc.detach().requires_grad_(), scale.requires_grad_())
+    assert torch.autograd.gradgradcheck(sample, inputs)
+    (grad,) = torch.autograd.grad(
+        fn.igr_softmax(loc, scale, 0.7, noise=noise).square().sum(), noise
+    )
+    (expected,) = torch.autograd.grad(
+        fn.softmax_plus_plus(loc + scale * noise, 0.7).square().sum(), noise
+    )
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("other", ["numbers", "tensors", "smaller"])
+def test_gaussian_kl_is_that_of_torch(other: str) -> None:
+    from torch.distributions import Normal, kl_divergence
+
+    def gradients(f: Callable[..., Tensor]) -> list[Tensor]:
+        torch.manual_seed(0)
+        loc, scale = torch.randn(5, 4, dtype=D), torch.rand(5, 4, dtype=D) + 0.5
+        inputs = [loc, scale]
+        if other != "numbers":
+            shape = (5, 4) if other == "tensors" else (4,)
+            inputs += [torch.randn(shape, dtype=D), torch.rand(shape, dtype=D) + 0.5]
+        for x in inputs:
+            x.requires_grad_()
+        kl = f(*inputs) if other != "numbers" else f(*inputs, 0.25, 1.5)
+        first = torch.autograd.grad((kl * torch.arange(1.0, 6.0)).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        return [kl, *first, *second]
+
+    ours = gradients(fn.gaussian_kl)
+    torchs = gradients(lambda m, s, m0, s0: kl_divergence(Normal(m, s), Normal(m0, s0)).sum(-1))
+    for a, b in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(a, b)

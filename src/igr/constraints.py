@@ -14,8 +14,8 @@ __all__ = ["corner", "simplex"]
 class _Simplex(constraints.Constraint):
     r"""Vectors of K non-negative entries that sum to one.
 
-    The sum may be off by what rounding K entries and adding them up can do:
-    :math:`\epsilon (8 + \sqrt K) + K` times the smallest positive number of the dtype. torch's own
+    The sum may be off by what rounding K entries and adding them up can do: :math:`8 \epsilon + \epsilon' \sqrt K + K`
+    times the smallest positive number of the dtype, where :math:`\epsilon'` is that of float32 at least. torch's own
     ``constraints.simplex`` allows 1e-6 for every dtype and K, which half precision and K = 50,000 exceed.
 
     >>> simplex.check(torch.tensor([0.25, 0.75], dtype=torch.bfloat16))
@@ -27,10 +27,11 @@ class _Simplex(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         num_categories = value.shape[-1]
         info = torch.finfo(value.dtype)
-        tolerance = (
-            info.eps * (8 + num_categories**0.5) + num_categories * info.smallest_normal * info.eps
-        )
-        total = value.sum(-1, dtype=torch.promote_types(value.dtype, torch.float32))
+        # Entries are rounded in their own dtype, and computed and added up in float32 at least.
+        wide = torch.promote_types(value.dtype, torch.float32)
+        total = value.sum(-1, dtype=wide)
+        tolerance = 8 * info.eps + num_categories**0.5 * torch.finfo(wide).eps
+        tolerance += num_categories * info.smallest_normal * info.eps
         return (value >= 0).all(-1) & ((total - 1).abs() <= tolerance)
 
 

@@ -453,7 +453,8 @@ def sample_softmax_plus_plus(
     """softmax++ of loc + scale * noise along `dim`, in fewer passes where `_fused.applies`."""
     last = dim in (-1, loc.dim() - 1)
     tensors = [x for x in (temperature, delta) if isinstance(x, Tensor)]
-    plain = isinstance(delta, Tensor) or any(x.requires_grad or not last for x in tensors)
+    plain = isinstance(delta, Tensor) or noise.requires_grad
+    plain = plain or any(x.requires_grad or not last for x in tensors)
     if not plain and _fused.applies(loc, scale, noise, lift(temperature)):
         return _fused.igr_softmax(loc, scale, noise, lift(temperature), math.log(delta), dim)
     z = softmax_plus_plus(_affine(loc, scale, noise, dim), temperature, delta)
