@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ __all__ = [
     "Likelihood",
     "SoftmaxIGRFamily",
     "StackedVAE",
+    "draw_maps",
     "gaussian_sample",
     "stream",
 ]
@@ -96,6 +98,34 @@ class _SoftmaxIGRSample(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _GumbelSoftmaxSample(torch.autograd.Function):
+    """Sample of `GumbelSoftmaxFamily` and its KL but for a constant, with their gradient written out."""
+
+    @staticmethod
+    def forward(
+        ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior: float
+    ) -> tuple[Tensor, Tensor]:
+        u = (parameters + noise).div_(temperature)
+        z = torch.softmax(u, dim=-2)
+        log_p = torch.log_softmax(u.mul_(-prior), dim=-2)
+        log_q = torch.log_softmax(-noise, dim=-2)
+        ctx.save_for_backward(temperature, z, log_p)
+        ctx.prior = prior
+        return z, (log_q - log_p).sum((-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
+        temperature, z, log_p = ctx.saved_tensors
+        K = z.shape[-2]
+        grad = grad_z * z
+        grad.addcmul_(z, grad.sum(-2, keepdim=True), value=-1)
+        # -sum log p has gradient prior (1 - K p) in u.
+        uneven = log_p.exp().mul_(-K).add_(1)
+        grad.addcmul_(uneven, grad_kl[..., None, None], value=ctx.prior)
+        return grad.div_(temperature), None, None, None
 
 
 class _GaussianSample(torch.autograd.Function):
@@ -260,7 +290,7 @@ class SoftmaxIGRFamily(Family):
     share the temperature, which therefore drops out of their KL.
     """
 
-    @property
+    @cached_property
     def prior_loc(self) -> float:
         p = torch.tensor(
             self.num_categories ** (-1 / (self.num_categories - 1)), dtype=torch.float64
@@ -324,14 +354,16 @@ class GumbelSoftmaxFamily(Family):
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         K, prior = self.num_categories, self.prior_temperature
-        u = (parameters + noise) / temperature
-        log_p = torch.log_softmax(-prior * u, dim=-2)
-        # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
-        a = parameters.detach() - parameters - noise if self.sticking_the_landing else -noise
-        log_q = torch.log_softmax(a, dim=-2).sum((-2, -1))
-        kl = log_q - log_p.sum((-2, -1))
+        if self.sticking_the_landing:
+            u = (parameters + noise) / temperature
+            log_p = torch.log_softmax(-prior * u, dim=-2)
+            # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
+            log_q = torch.log_softmax(parameters.detach() - parameters - noise, dim=-2)
+            z, kl = torch.softmax(u, dim=-2), (log_q - log_p).sum((-2, -1))
+        else:
+            z, kl = _GumbelSoftmaxSample.apply(parameters, noise, temperature, prior)
         volume = (K - 1) * noise.shape[-1] * torch.log(temperature[..., 0, 0] / prior)
-        return torch.softmax(u, dim=-2), kl + volume
+        return z, kl + volume
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.GumbelSoftmax:
         return igr.GumbelSoftmax(temperature, logits=parameters.mT, validate_args=False)
@@ -401,16 +433,9 @@ class StackedVAE:
                 num_pixels * likelihood.outputs_per_pixel,
             ],
         }
-        # Always drawn in float32 on the CPU, so that other dtypes and devices start from the same numbers.
         for seed, generator in generators.items():
             for part, sizes in widths.items():
-                for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-                    for name, shape in (("weight", (n_in, n_out)), ("bias", (1, n_out))):
-                        value = torch.empty(shape, dtype=torch.float32)
-                        value.uniform_(
-                            -1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator
-                        )
-                        drawn[seed][f"{part}.{i}.{name}"] = value
+                drawn[seed] |= draw_maps(part, sizes, generator)
             drawn[seed].update(family.initial_tensors(num_variables, generator))
         tensors = {
             name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
@@ -418,6 +443,11 @@ class StackedVAE:
         }
         taus = torch.tensor(temperatures, dtype=dtype, device=device)
         return cls(family, likelihood, num_pixels, num_variables, hidden, tensors, taus)
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Random numbers that one sample of one image takes."""
+        return self.family.noise_per_variable, self.num_variables
 
     def run(self, r: int) -> StackedVAE:
         """The r-th run alone, sharing its storage."""
@@ -460,6 +490,20 @@ class StackedVAE:
         """log p(x | z) of one relaxed sample and the KL, each ``(R, B)``: the ELBO (7) is their difference."""
         z, kl = self.family.sample_and_kl(self.encode(x), noise, self.temperature)
         return self.likelihood.log_prob(self.decode(z), x), kl
+
+
+def draw_maps(part: str, sizes: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:
+    """Fresh affine maps of one run through layers of these sizes.
+
+    Always drawn in float32 on the CPU, so that other dtypes and devices start from the same numbers.
+    """
+    tensors = {}
+    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for name, shape in (("weight", (n_in, n_out)), ("bias", (1, n_out))):
+            value = torch.empty(shape, dtype=torch.float32)
+            value.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=generator)
+            tensors[f"{part}.{i}.{name}"] = value
+    return tensors
 
 
 def _affine_maps(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
