@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -155,6 +156,7 @@ def _softmax_after(flow: Callable[[int, torch.dtype], Transform]) -> Build:
     return build
 
 
+@cache
 def _spline(num_coordinates: int, dtype: torch.dtype) -> Transform:
     from pyro.distributions.transforms import Spline
 
@@ -165,6 +167,7 @@ def _spline(num_coordinates: int, dtype: torch.dtype) -> Transform:
     return spline
 
 
+@cache
 def _zuko(num_coordinates: int, dtype: torch.dtype) -> Transform:
     import zuko
 

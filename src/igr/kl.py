@@ -8,6 +8,7 @@ from torch.distributions import Categorical, Distribution, OneHotCategorical, kl
 from torch.distributions.kl import register_kl
 
 from igr import functional
+from igr.constraints import corner
 from igr.distributions import IGR, GumbelSoftmax, Relaxation, SoftmaxIGR
 from igr.transforms import Compose
 
@@ -74,7 +75,13 @@ def _shared_maps(q: Distribution, p: Distribution) -> int:
         if mine != theirs:
             break
         count += 1
-    return count
+    # What is left of both must give points of the same space: R^(K-1), or the corner.
+    return count if _gives_corner(q, count) == _gives_corner(p, count) else 0
+
+
+def _gives_corner(q: IGR, shared: int) -> bool:
+    parts = q.transform.parts
+    return shared < len(parts) and parts[-shared - 1].codomain is corner
 
 
 def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
