@@ -1007,7 +1007,8 @@ def _log_set_probs_by_quadrature(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]
     arrived = torch.where(log_p.unsqueeze(-1) > -torch.inf, arrived, 0.0)
     total = x - torch.exp(x) + math.log(0.15) + arrived.sum(-2)
     without = total.unsqueeze(-2) - arrived
-    pairs = without.unsqueeze(-2) - arrived.unsqueeze(-3)
+    other = ~torch.eye(count, dtype=torch.bool, device=log_p.device).unsqueeze(-1)
+    pairs = without.unsqueeze(-2) - torch.where(other, arrived.unsqueeze(-3), 0.0)
     return total.logsumexp(-1), without.logsumexp(-1), pairs.logsumexp(-1)
 
 
