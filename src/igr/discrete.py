@@ -76,7 +76,7 @@ class _Rule(NamedTuple):
     @property
     def negligible(self) -> float:
         """Probability that may be left out at either end."""
-        return self.tolerance / 10
+        return self.tolerance / 100
 
     @property
     def cut(self) -> float:
@@ -90,27 +90,22 @@ class _Rule(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Largest step in u: measured, the error falls as exp(-1.8 / step) or faster."""
-        return -1.7 / math.log(self.tolerance)
+        """Largest step in u: measured, the error falls as exp(-1.65 / step) or faster."""
+        return -1.65 / math.log(self.tolerance)
 
     @property
     def blend(self) -> float:
         """Steps over which the near end is approached, eta."""
-        return 1.1 * math.sqrt(-math.log(self.tolerance) / 2) / math.pi
+        return math.sqrt(-0.8 * math.log(self.tolerance)) / math.pi
 
     @property
     def lead(self) -> float:
         """Nodes spent on the near end."""
         return max(1.0, _quantile(self.negligible) - 1 / self.blend) * self.blend
 
-    @property
-    def num_scouts(self) -> int:
-        """Points at which the cdf of the largest Gaussian is looked at before the nodes are set."""
-        return 16 if self.tolerance > 1e-7 else 24
-
     def num_nodes(self, log_reach: float) -> int:
         """Nodes that the tolerance needs where u runs up to log_reach."""
-        return math.ceil(self.lead + 0.5 + log_reach / self.step)
+        return max(16, math.ceil(self.lead + 0.5 + log_reach / self.step))
 
 
 class _Span(NamedTuple):
@@ -127,70 +122,67 @@ class _Span(NamedTuple):
 
 
 def _standardize(
-    loc: Tensor, scale: Tensor, origin: Tensor, start: Tensor, allowed: Tensor | None, cut: float
+    loc: Tensor, scale: Tensor, origin: Tensor, start: Tensor, allowed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """(loc - start) / (scale sqrt 2), and 1 / (scale sqrt 2)."""
+    """(loc - origin - start) / (scale sqrt 2), and 1 / (scale sqrt 2)."""
     inverse = _SQRT_HALF / scale
-    # No Gaussian lies more than `cut` standard deviations above the start; rounding could place it
-    # there where scales differ by a factor of 1e8, and the logarithm of its cdf would be infinite.
-    distance = (((loc - origin) - start) * inverse).clamp(max=_SQRT_HALF * (cut + 0.01))
+    distance = ((loc - origin) - start) * inverse
     if allowed is not None:
-        # far below: a cdf of one
+        # so far below that its cdf is one
         distance = distance.masked_fill(~allowed, -9.0)
     return distance, inverse
 
 
 def _place(
-    loc: Tensor, scale: Tensor, floor: float | Tensor, allowed: Tensor | None, rule: _Rule
+    loc: Tensor, scale: Tensor, bounded: Tensor | None, allowed: Tensor | None, rule: _Rule
 ) -> _Span:
     """Where the nodes go. No gradient."""
-    num_gaussians = loc.shape[-1]
-    never = None if allowed is None else ~allowed
 
-    def candidates(values: Tensor, otherwise: float) -> Tensor:
-        return values if never is None else values.masked_fill(never, otherwise)
+    def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+        if allowed is not None:
+            x = x.masked_fill(~allowed, -torch.inf)
+        return x.max(-1, keepdim=True)
 
-    def begin(values: Tensor, floor: float | Tensor) -> Tensor:
-        begins = candidates(values - rule.cut * scale, -torch.inf).amax(-1, keepdim=True)
-        begins = begins.clamp(min=floor)
-        return begins if never is None else torch.where(begins == -torch.inf, 0.0, begins)
+    def begin(loc: Tensor, threshold: float | Tensor) -> Tensor:
+        """Where the first integrand begins to matter, or the threshold where that is higher."""
+        begins = largest(loc - rule.cut * scale)[0]
+        above = begins.clamp(min=threshold)
+        if bounded is None:
+            return above
+        # 0 where nothing is allowed, so that no NaN comes of it
+        return torch.where(bounded, above, begins.nan_to_num(neginf=0.0))
 
-    origin = begin(loc, floor)
+    origin = begin(loc, 0.0)
     local = loc - origin
-    start = begin(local, floor - origin)
-    top, widest = candidates(
-        local + _quantile(rule.negligible / num_gaussians) * scale, -torch.inf
-    ).max(-1, keepdim=True)
-    # what is used where no Gaussian reaches the start: the one that comes closest
-    fallback = scale.gather(-1, widest)
-    ends = local + rule.cut * scale
-
-    def finest(start: Tensor) -> Tensor:
-        relevant = candidates(scale.masked_fill(ends <= start, torch.inf), torch.inf)
-        smallest = relevant.amin(-1, keepdim=True)
-        return torch.where(smallest == torch.inf, fallback, smallest)
-
-    reach = top - start
-    reach = torch.where(reach > 0, reach, fallback)
-    # Look at the cdf of the largest at a few points, to leave out what is negligible at both ends.
-    # This matters where many Gaussians compete, since their maximum has a far narrower distribution.
-    unit = finest(start) * rule.unit
-    scouts = torch.arange(rule.num_scouts, dtype=loc.dtype, device=loc.device) / rule.num_scouts
-    scouts = unit * torch.expm1(scouts * torch.log1p(reach / unit))
-    distance, inverse = _standardize(
-        local, scale, torch.zeros_like(start), start, allowed, rule.cut
-    )
-    log_cdf = _log_cdf(_scaled_offsets(scouts, distance, inverse)).sum(-2)
-    low = torch.where(log_cdf < math.log(rule.negligible), scouts, 0.0).amax(-1, keepdim=True)
-    high = torch.where(log_cdf > -rule.negligible, scouts, reach).amin(-1, keepdim=True)
-    high = torch.where(high > 0, high, fallback)
+    start = begin(local, -origin)
+    end, last = largest(local + _quantile(rule.negligible / loc.shape[-1]) * scale)
+    # Where many Gaussians compete, their maximum lies far above that start. sqrt(-log F) is convex
+    # (it is for each cdf, and so is a norm of convex functions), so Newton's method, begun where the
+    # cdf F of the maximum is too small to matter, nears the point where it begins to from below.
+    distance, inverse = _standardize(local, scale, torch.zeros_like(start), start, allowed)
+    distance = distance.clamp(max=_SQRT_HALF * rule.cut)  # which rounding can exceed
+    target = math.sqrt(-math.log(rule.negligible))
+    low = torch.zeros_like(start)
+    for _ in range(4):
+        y = low * inverse - distance
+        log_cdf = torch.log(torch.erfc(-y) * 0.5)
+        slope = (torch.exp(-y * y - log_cdf) * inverse).sum(-1, keepdim=True) / math.sqrt(math.pi)
+        root = torch.sqrt(-log_cdf.sum(-1, keepdim=True).clamp(max=0.0))
+        low = low + torch.where(root > target, (root - target) * 2 * root / slope, 0.0)
 
     moved = origin + low
-    start = (start + low) - (moved - origin)
-    local = loc - moved
-    ends = local + rule.cut * scale
-    unit = finest(start) * rule.unit
-    return _Span(moved, start, unit, torch.log1p((high - low) / unit))
+    start = start + low - (moved - origin)
+    reach = end - (moved - origin) - start
+    irrelevant = loc - moved + rule.cut * scale <= start
+    if allowed is not None:
+        irrelevant = irrelevant | ~allowed
+    finest = scale.masked_fill(irrelevant, torch.inf).amin(-1, keepdim=True)
+    # Where none reaches the start, the one that comes closest sets the lengths.
+    closest = scale.gather(-1, last)
+    finest = torch.where(finest == torch.inf, closest, finest)
+    reach = torch.where(reach > 0, reach, closest)
+    unit = rule.unit * finest
+    return _Span(moved, start, unit, torch.log1p(reach / unit))
 
 
 def _scaled_offsets(offsets: Tensor, distance: Tensor, inverse: Tensor) -> Tensor:
@@ -200,8 +192,9 @@ def _scaled_offsets(offsets: Tensor, distance: Tensor, inverse: Tensor) -> Tenso
 
 
 def _log_cdf(y: Tensor) -> Tensor:
-    """log Phi(y sqrt 2) for y no lower than the cut, exact to rounding of the cdf itself."""
-    return torch.log1p(torch.erfc(y) * -0.5)
+    """log Phi(y sqrt 2), the cdf being right to rounding of 1 - Phi where that is small."""
+    # One eps less than 1/2, so that the result is finite where Phi is smaller than that.
+    return torch.log1p(torch.erfc(y) * (torch.finfo(y.dtype).eps - 1) * 0.5)
 
 
 def _integrate(
@@ -216,7 +209,7 @@ def _integrate(
     u = step * rule.blend * nodes
     log_weights = torch.log(weights) + u + torch.log(step * span.unit)
 
-    distance, inverse = _standardize(loc, scale, span.origin, span.start, allowed, rule.cut)
+    distance, inverse = _standardize(loc, scale, span.origin, span.start, allowed)
     y = _scaled_offsets(span.unit * torch.expm1(u), distance, inverse)
     log_cdf = _log_cdf(y)
     shared = log_cdf.sum(-2, keepdim=True) + log_weights.unsqueeze(-2)
@@ -246,18 +239,17 @@ def argmax_log_probs(
     The probabilities of all K categories take O(K x nodes) time. Their error is below 1e-5 in float32
     and 1e-10 in float64 for scales that differ by up to a factor of 100, K up to 1,000, and so is
     that of their derivatives with respect to loc / scale and log scale. They are not normalised: by
-    how much they miss a sum of one tells how well the integral was done. Relative precision is lost
-    where a probability is below the tolerance: its logarithm is finite, and its gradient points the
-    right way, but it is not more than an order of magnitude.
+    how much they miss a sum of one tells how well the integral was done. A probability far below the
+    tolerance has a finite logarithm and a gradient that points the right way, but comes out too small.
 
     Args:
         loc: means, ``(*batch, K-1)``.
         scale: standard deviations, broadcasts against `loc`.
         tolerance: wanted error of the probabilities, at least 3e-6 (1e-12 in float64). The number of
             nodes is then worked out from the values, which makes a GPU wait and breaks a compiled
-            graph, but covers any ratio of scales and takes only 16 nodes or so where they are alike.
+            graph, but covers any ratio of scales and takes a third of the nodes where they are alike.
             By default as said above, with as many nodes as the worst case needs.
-        num_nodes: nodes of the quadrature, instead of 48 (96 in float64) or what `tolerance` asks for.
+        num_nodes: nodes of the quadrature, instead of 52 (96 in float64) or what `tolerance` asks for.
         threshold: :math:`\theta`, broadcasts against ``batch``; minus infinity for none.
         allowed: boolean, broadcasts against ``(*batch, K)``: categories that may win. Others take no
             part and get -inf. Where the last one is not allowed there is no threshold.
@@ -279,22 +271,25 @@ def argmax_log_probs(
     >>> argmax_log_probs(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 3.0])).exp()
     tensor([0.3012, 0.4488, 0.2500])
     """
-    loc, scale, floor, allowed = _check(
+    loc, scale, bounded, allowed = _check(
         loc, scale, threshold, allowed, tolerance, num_nodes, max_elements, validate_args
     )
     *batch, num_gaussians = loc.shape
     dtype = loc.dtype
     loc = functional.full_precision(loc).reshape(-1, num_gaussians)
     scale = functional.full_precision(scale).reshape(-1, num_gaussians)
-    takes_part = None
-    if allowed is not None:
-        takes_part = allowed[..., :-1].reshape(-1, num_gaussians)
+    bounded = None if bounded is None else bounded.reshape(-1, 1)
+    takes_part = None if allowed is None else allowed[..., :-1].reshape(-1, num_gaussians)
+    if takes_part is not None:
         loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
-    if isinstance(floor, Tensor):
-        floor = floor.to(loc.dtype).reshape(-1, 1)
 
-    first = _log_integrals(loc, scale, floor, takes_part, tolerance, num_nodes, max_elements)
-    last = _log_prob_all_below(loc, scale, floor, takes_part)
+    first = _log_integrals(loc, scale, bounded, takes_part, tolerance, num_nodes, max_elements)
+    log_cdf = log_normal_cdf(-loc / scale)
+    if takes_part is not None:
+        log_cdf = torch.where(takes_part, log_cdf, 0.0)
+    last = log_cdf.sum(-1, keepdim=True)
+    if bounded is not None:
+        last = torch.where(bounded, last, -torch.inf)
     log_probs = torch.cat([first, last], -1).reshape(*batch, num_gaussians + 1)
     if allowed is not None:
         log_probs = log_probs.masked_fill(~allowed, -torch.inf)
@@ -310,8 +305,8 @@ def _check(
     num_nodes: int | None,
     max_elements: int,
     validate_args: bool | None,
-) -> tuple[Tensor, Tensor, float | Tensor, Tensor | None]:
-    """Arguments of one shape and dtype, the threshold lifted to ``(*batch, 1)`` where it varies."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Arguments of one shape and dtype, with loc less the threshold; and where there is one."""
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
     dtype = torch.promote_types(loc.dtype, scale.dtype)
     if loc.ndim == 0 or loc.shape[-1] == 0 or not dtype.is_floating_point:
@@ -360,13 +355,16 @@ def _check(
                 "threshold", threshold, threshold < torch.inf, "values below infinity"
             )
 
-    floor = threshold
-    if allowed is not None or isinstance(threshold, Tensor) or threshold == -torch.inf:
-        floor = torch.as_tensor(threshold, dtype=dtype, device=loc.device)
-        if allowed is not None:
-            floor = torch.where(allowed[..., -1], floor, -torch.inf)
-        floor = floor.expand(batch).unsqueeze(-1)
-    return loc, scale, floor, allowed
+    bounded = None
+    if isinstance(threshold, Tensor) or threshold == -torch.inf:
+        threshold = torch.as_tensor(threshold, dtype=dtype, device=loc.device).expand(batch)
+        bounded = threshold > -torch.inf
+        threshold = torch.where(bounded, threshold, 0.0).unsqueeze(-1)
+    if isinstance(threshold, Tensor) or threshold != 0:
+        loc = loc - threshold
+    if allowed is not None:
+        bounded = allowed[..., -1] if bounded is None else bounded & allowed[..., -1]
+    return loc, scale, bounded, allowed
 
 
 def _broadcast_shapes(shape: Sequence[int], **other: Sequence[int]) -> tuple[int, ...]:
@@ -377,19 +375,6 @@ def _broadcast_shapes(shape: Sequence[int], **other: Sequence[int]) -> tuple[int
         raise ValueError(
             f"{name}: expected a shape that broadcasts against {tuple(shape)}, got {tuple(against)}"
         ) from None
-
-
-def _log_prob_all_below(
-    loc: Tensor, scale: Tensor, floor: float | Tensor, allowed: Tensor | None
-) -> Tensor:
-    """log P(K), ``(batch, 1)``: that all Gaussians lie below the threshold."""
-    if not isinstance(floor, Tensor):
-        return log_normal_cdf((floor - loc) / scale).sum(-1, keepdim=True)
-    bounded = floor > -torch.inf
-    log_cdf = log_normal_cdf((torch.where(bounded, floor, 0.0) - loc) / scale)
-    if allowed is not None:
-        log_cdf = torch.where(allowed, log_cdf, 0.0)
-    return torch.where(bounded, log_cdf.sum(-1, keepdim=True), -torch.inf)
 
 
 def _can_recompute(loc: Tensor, scale: Tensor) -> bool:
@@ -403,7 +388,7 @@ def _can_recompute(loc: Tensor, scale: Tensor) -> bool:
 def _log_integrals(
     loc: Tensor,
     scale: Tensor,
-    floor: float | Tensor,
+    bounded: Tensor | None,
     allowed: Tensor | None,
     tolerance: float | None,
     num_nodes: int | None,
@@ -418,45 +403,33 @@ def _log_integrals(
         size = max(1, max_elements // (num_gaussians * nodes))
         return [slice(i, i + size) for i in range(0, max(count, 1), size)]
 
-    def part(x: float | Tensor, row: slice) -> float | Tensor:
-        return x[row] if isinstance(x, Tensor) else x
+    def part(x: Tensor | None, row: slice) -> Tensor | None:
+        return None if x is None else x[row]
 
     spans = [
-        _place(
-            loc[row].detach(),
-            scale[row].detach(),
-            part(floor, row),
-            None if allowed is None else allowed[row],
-            rule,
-        )
-        for row in rows(rule.num_scouts)
+        _place(loc[i].detach(), scale[i].detach(), part(bounded, i), part(allowed, i), rule)
+        for i in rows(1)
     ]
-    span = _Span(*(torch.cat(x) if len(x) > 1 else x[0] for x in zip(*spans, strict=True)))
+    span = _Span(*map(torch.cat, zip(*spans, strict=True)))
     if num_nodes is None:
         if tolerance is None:
             # enough for scales that differ by a factor of 100, where u runs up to 6.7
-            num_nodes = 96 if double else 48
+            num_nodes = 96 if double else 52
         else:
             num_nodes = rule.num_nodes(float(span.log_reach.max()) if count else 0.0)
 
-    parts = []
     chunks = rows(num_nodes)
-    for row in chunks:
-        arguments = (
-            loc[row],
-            scale[row],
-            None if allowed is None else allowed[row],
-            _Span(*(x[row] for x in span)),
-            rule,
-            num_nodes,
-        )
-        if len(chunks) > 1 and _can_recompute(loc, scale):
+    recompute = len(chunks) > 1 and _can_recompute(loc, scale)
+    parts = []
+    for i in chunks:
+        inputs = (loc[i], scale[i], part(allowed, i), _Span(*(x[i] for x in span)), rule, num_nodes)
+        if recompute:
             parts.append(
-                checkpoint(_integrate, *arguments, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(_integrate, *inputs, use_reentrant=False, preserve_rng_state=False)
             )
         else:
-            parts.append(_integrate(*arguments))
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+            parts.append(_integrate(*inputs))
+    return torch.cat(parts)
 
 
 class Recovered(NamedTuple):
