@@ -10,12 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igr.experiments import families, models
+from igr.experiments import families, likelihoods
+from igr.experiments.estimation import ESTIMATORS, RELAXED
 
 __all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
 
-ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 256)}
-"""Widths of the encoder's hidden layers; the decoder's are the same in reverse."""
+ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 256), "sop": ()}
+"""Widths of the encoder's hidden layers; the decoder's are the same in reverse.
+
+The last is no autoencoder but structured output prediction, see `igr.experiments.sop`.
+"""
 
 
 class ConfigError(ValueError):
@@ -55,7 +59,11 @@ class _Shared:
     num_categories: int = 10
     prior_temperature: float = 0.5
     epochs: int = 100
+    estimator: str = "pathwise"
+    num_samples: int = 1
     lr: float = 3e-4
+    lr_decay: float = 0.0
+    lr_min: float = 0.0
     batch_size: int = 100
     train_images: int = 0
     held_out: int = 0
@@ -63,15 +71,33 @@ class _Shared:
 
     def check(self) -> None:
         check_choice("architecture", self.architecture, ARCHITECTURES)
-        check_choice("decoder", self.decoder, models.LIKELIHOODS)
+        check_choice("decoder", self.decoder, likelihoods.LIKELIHOODS)
         check_count("num-variables", self.num_variables)
         check_count("num-categories", self.num_categories, least=2)
         check_positive("prior-temperature", self.prior_temperature)
         check_count("epochs", self.epochs)
+        check_choice("estimator", self.estimator, (*RELAXED, *ESTIMATORS))
+        least = ESTIMATORS[self.estimator].least_samples if self.estimator in ESTIMATORS else 1
+        check_count("num-samples", self.num_samples, least=least)
+        if self.architecture == "sop":
+            self._check_sop()
         check_positive("lr", self.lr)
+        for name, value in {"lr-decay": self.lr_decay, "lr-min": self.lr_min}.items():
+            if value:
+                check_positive(name, value)
         check_count("batch-size", self.batch_size)
         check_count("train-images", self.train_images, least=0)
         check_count("held-out", self.held_out, least=0)
+
+    def _check_sop(self) -> None:
+        if self.num_categories != 2:
+            raise ConfigError(
+                f"num-categories: structured output prediction has binary units, 2, got {self.num_categories}"
+            )
+        if self.estimator != "pathwise":
+            raise ConfigError(
+                f"estimator: structured output prediction is trained by pathwise, got {self.estimator}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON has them."""
@@ -104,6 +130,11 @@ class RunConfig(_Shared):
     def __post_init__(self) -> None:
         self.check()
         check_choice("family", self.family, families.FAMILIES)
+        if self.estimator in ESTIMATORS and self.family not in families.DIFFERENTIABLE:
+            raise ConfigError(
+                f"estimator: {self.estimator} needs the gradient of the categories' probabilities, which the families"
+                f" {', '.join(families.DIFFERENTIABLE)} have, and {self.family} has not"
+            )
         check_positive("temperature", self.temperature)
         check_count("seed", self.seed, least=0)
 

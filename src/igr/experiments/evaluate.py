@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -89,6 +90,7 @@ def draw_categories(log_probs: Tensor, num_samples: int, generator: torch.Genera
     return invert(cumulative(log_probs), uniform)
 
 
+@singledispatch
 @torch.no_grad()
 def score_images(
     model: StackedVAE,

@@ -21,6 +21,7 @@ from igr.experiments import models
 from igr.experiments.models import Family, SoftmaxIGRFamily, gaussian_sample
 
 __all__ = [
+    "DIFFERENTIABLE",
     "FAMILIES",
     "PlanarFamily",
     "SharpStickBreakingFamily",
@@ -316,3 +317,6 @@ FAMILIES: dict[str, type[Family]] = {
     "igr-sb-sharp": SharpStickBreakingFamily,
 }
 """Every family by its name on the command line."""
+
+DIFFERENTIABLE = ("igr-i", "gs")
+"""Those whose recovered distribution is known exactly, and with a gradient."""

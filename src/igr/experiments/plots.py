@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import singledispatch
 
 import matplotlib
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from igr.experiments.evaluate import draw_categories
 from igr.experiments.models import StackedVAE, stream
 from igr.experiments.records import RunFolder, SweepFolder, write_atomically
+from igr.experiments.sop import StackedSOP
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -68,41 +70,64 @@ def _curves(runs: Sequence[RunFolder]) -> Figure:
 
 @torch.no_grad()
 def draw_run(
-    folder: RunFolder, model: StackedVAE, images: Tensor, shape: tuple[int, int]
+    folder: RunFolder, model: StackedVAE | StackedSOP, images: Tensor, shape: tuple[int, int]
 ) -> list[str]:
-    """Write a run's pictures and return their names: reconstructions, samples, training curve."""
+    """Write a run's pictures and return their names: what the model makes of test images, training curve."""
     config = folder.config
     title = f"{config.family}, temperature {config.temperature:g}"
-    family, N = model.family, model.num_variables
+    pictures = {
+        **_pictures(model, images, shape, title, config.seed),
+        "curve.png": _curves([folder]),
+    }
+    for name, figure in pictures.items():
+        write_atomically(folder.path / name, _png(figure))
+    return list(pictures)
 
+
+@singledispatch
+def _pictures(
+    model: StackedVAE, images: Tensor, shape: tuple[int, int], title: str, seed: int
+) -> dict[str, Figure]:
+    """Reconstructions and samples from the prior."""
+    family, N = model.family, model.num_variables
     shown = images[:12]
     parameters = model.encode(shown.unsqueeze(0))
-    generator = stream(config.seed, "recovery")
+    generator = stream(seed, "recovery")
     log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
-    drawn = draw_categories(log_q, 2, stream(config.seed, "pictures"))
+    drawn = draw_categories(log_q, 2, stream(seed, "pictures"))
     rebuilt = [model.likelihood.mean(model.decode_categories(drawn[:, i])) for i in range(2)]
     rows = torch.stack([shown, *rebuilt]).unflatten(-1, shape)
-    pictures = {
-        "reconstructions.png": _picture(
-            rows,
-            f"{title}: test images and two discrete reconstructions",
-            ["image", "first", "second"],
-        )
-    }
-    generator = stream(config.seed, "prior")
     codes = torch.randint(
-        0, family.num_categories, (6 * 12, N), generator=generator, dtype=torch.int32
+        0, family.num_categories, (6 * 12, N), generator=stream(seed, "prior"), dtype=torch.int32
     )
     prior = (
         model.likelihood.mean(model.decode_categories(codes))
         .unflatten(-1, shape)
         .unflatten(0, (6, 12))
     )
-    pictures["samples.png"] = _picture(prior, f"{title}: samples from the prior")
-    pictures["curve.png"] = _curves([folder])
-    for name, figure in pictures.items():
-        write_atomically(folder.path / name, _png(figure))
-    return list(pictures)
+    return {
+        "reconstructions.png": _picture(
+            rows,
+            f"{title}: test images and two discrete reconstructions",
+            ["image", "first", "second"],
+        ),
+        "samples.png": _picture(prior, f"{title}: samples from the prior"),
+    }
+
+
+@_pictures.register
+def _(
+    model: StackedSOP, images: Tensor, shape: tuple[int, int], title: str, seed: int
+) -> dict[str, Figure]:
+    """Lower halves drawn for the upper ones."""
+    shown, generator = images[:12], stream(seed, "pictures")
+    lower = torch.stack(
+        [model.likelihood.mean(model.outputs_of_draws(x, 3, generator)) for x in shown], dim=1
+    )
+    rows = torch.cat([model.halves(shown)[0].expand(3, -1, -1), lower], -1)
+    rows = torch.cat([shown.unsqueeze(0), rows]).unflatten(-1, shape)
+    labels = ["image", "first", "second", "third"]
+    return {"predictions.png": _picture(rows, f"{title}: test images, lower halves drawn", labels)}
 
 
 def draw_sweep(folder: SweepFolder, runs: Sequence[RunFolder]) -> str:

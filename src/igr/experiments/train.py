@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from igr.experiments import config as config_module
-from igr.experiments import families, models
+from igr.experiments import families, likelihoods
 from igr.experiments.config import ConfigError, RunConfig
+from igr.experiments.estimation import ESTIMATORS, Estimated, Objective, Relaxed, Setting
 from igr.experiments.models import StackedVAE, stream
 from igr.experiments.records import RecordError, RunFolder, Stack
+from igr.experiments.sop import StackedSOP
 
 __all__ = [
     "METRICS",
@@ -31,6 +33,9 @@ __all__ = [
 METRICS = ("elbo", "log_likelihood", "kl")
 """What is recorded of each epoch: means over the training images, in nats per image."""
 
+# Architectures that are no autoencoders.
+_MODELS: dict[str, type[StackedVAE] | type[StackedSOP]] = {"sop": StackedSOP}
+
 _BLOCK = 32  # steps whose noise is drawn at once; part of what a seed means
 _METRICS_EVERY = 10.0
 
@@ -45,13 +50,17 @@ def build(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> StackedVAE:
+) -> StackedVAE | StackedSOP:
     """The freshly initialised stack that `runs`, alike but for temperature and seed, describe."""
     first = runs[0]
-    family = families.FAMILIES[first.family](first.num_categories, first.prior_temperature)
-    return StackedVAE.initialise(
+    family = families.FAMILIES[first.family](
+        first.num_categories,
+        first.prior_temperature,
+        sticking_the_landing=first.estimator == "sticking-the-landing",
+    )
+    return _MODELS.get(first.architecture, StackedVAE).initialise(
         family,
-        models.LIKELIHOODS[first.decoder],
+        likelihoods.LIKELIHOODS[first.decoder],
         num_pixels,
         first.num_variables,
         config_module.ARCHITECTURES[first.architecture],
@@ -60,6 +69,19 @@ def build(
         dtype=dtype,
         device=device,
     )
+
+
+def _objective(runs: Sequence[RunConfig], device: torch.device, dtype: torch.dtype) -> Objective:
+    """What `runs` minimise."""
+    first = runs[0]
+    if first.estimator not in ESTIMATORS:
+        return Relaxed(first.num_samples)
+    settings = [
+        Setting(run.temperature, run.num_samples, run.num_variables, run.num_categories)
+        for run in runs
+    ]
+    seeds = [run.seed for run in runs]
+    return Estimated(ESTIMATORS[first.estimator], settings, seeds).to(device, dtype)
 
 
 class StackTrainer:
@@ -89,7 +111,11 @@ class StackTrainer:
                 f"batch-size: expected at most the {len(data)} training images, got {self.batch_size}"
             )
         self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
-        self.parameters = [p.requires_grad_() for p in self.model.tensors.values()]
+        self.objective = _objective(runs, self.device, dtype)
+        for value in self.model.tensors.values():
+            value.requires_grad_()
+        # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
+        self.parameters = [p for p in self._tensors().values() if p.requires_grad]
         self.optimizer = torch.optim.Adam(
             self.parameters, lr=runs[0].lr, betas=(0.9, 0.999), fused=True
         )
@@ -99,6 +125,11 @@ class StackTrainer:
         self._column = torch.tensor(column, device=self.device)
         self._one_to_one = column == list(range(len(self.seeds)))
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """All that is learned or remembered, by name."""
+        own = {f"estimator.{name}": value for name, value in self.objective.tensors().items()}
+        return {**self.model.tensors, **own}
+
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one epoch."""
@@ -106,17 +137,23 @@ class StackTrainer:
 
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
-        log_likelihood, kl = self.model.elbo_terms(x, noise)
+        losses, log_likelihood, kl = self.objective(self.model, x, noise)
         # Runs share no parameter, so the gradient of the sum is every run's own gradient.
-        loss = (kl - log_likelihood).sum() / x.shape[1]
+        loss = losses.sum() / x.shape[1]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return log_likelihood.detach(), kl.detach()
 
+    def _set_learning_rate(self, step: int) -> None:
+        """lr / (1 + lr_decay step), never below lr_min; `step` counts the optimiser's steps so far."""
+        first = self.runs[0]
+        if first.lr_decay:
+            for group in self.optimizer.param_groups:
+                group["lr"] = max(first.lr / (1 + first.lr_decay * step), first.lr_min)
+
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images ``(R, B, D)`` and noise ``(R, B, Q, N)`` of each step of an epoch."""
-        family, N = self.model.family, self.model.num_variables
+        """Images ``(R, B, D)`` and noise ``(R, ...)`` of each step of an epoch."""
         steps, B, S = self.steps_per_epoch, self.batch_size, len(self.seeds)
         order = torch.stack(
             [
@@ -125,13 +162,11 @@ class StackTrainer:
             ]
         ).to(self.device)
         generators = [stream(s, "noise", epoch, device=self.device) for s in self.seeds]
-        block = torch.empty(
-            (S, _BLOCK, B, family.noise_per_variable, N), dtype=self.data.dtype, device=self.device
-        )
+        block = self.objective.empty_noise(self.model, (S, _BLOCK), B)
         for step in range(steps):
             if step % _BLOCK == 0:
                 for s, generator in enumerate(generators):
-                    family.fill_noise(block[s], generator)
+                    self.objective.fill_noise(self.model, block[s], generator)
             rows, noise = order[:, step * B : (step + 1) * B], block[:, step % _BLOCK]
             if not self._one_to_one:
                 rows, noise = rows[self._column], noise[self._column]
@@ -149,9 +184,12 @@ class StackTrainer:
         """
         epoch = self.epoch + 1
         totals = torch.zeros(2, len(self.runs), dtype=self.data.dtype, device=self.device)
-        for x, noise in self.batches(epoch):
+        for step, (x, noise) in enumerate(
+            self.batches(epoch), start=self.epoch * self.steps_per_epoch
+        ):
             if stop():
                 raise EpochStopped
+            self._set_learning_rate(step)
             log_likelihood, kl = self.step(x, noise)
             totals += torch.stack([log_likelihood.sum(1), kl.sum(1)])
             advance()
@@ -162,11 +200,11 @@ class StackTrainer:
     @torch.no_grad()
     def relaxed_elbo(self, images: Tensor) -> Tensor:
         """ELBO of the relaxed models on other images ``(n, D)``, one sample of each, ``(R,)``."""
-        family, N = self.model.family, self.model.num_variables
+        family = self.model.family
         generators = [stream(s, "test", self.epoch, device=self.device) for s in self.seeds]
         total = torch.zeros(len(self.runs), dtype=torch.float64)
         for some in images.to(self.device, self.data.dtype).split(500):
-            noise = some.new_empty(len(self.seeds), len(some), family.noise_per_variable, N)
+            noise = some.new_empty(len(self.seeds), len(some), *self.model.noise_shape)
             for s, generator in enumerate(generators):
                 family.fill_noise(noise[s], generator)
             x = some.expand(len(self.runs), -1, -1)
@@ -177,7 +215,7 @@ class StackTrainer:
     def state(self) -> dict[str, Tensor]:
         """Everything that training needs to go on: parameters, Adam's moments, number of epochs."""
         state = {"epoch": torch.tensor(self.epoch)}
-        for name, value in self.model.tensors.items():
+        for name, value in self._tensors().items():
             state[f"parameter.{name}"] = value.detach()
             for key, moment in self.optimizer.state.get(value, {}).items():
                 state[f"{key}.{name}"] = moment
@@ -190,24 +228,25 @@ class StackTrainer:
             ValueError: if it is the state of another stack.
         """
         epoch, moments = int(state["epoch"]), ("exp_avg", "exp_avg_sq")
-        for name, value in self.model.tensors.items():
-            for key in ("parameter", *moments) if epoch else ("parameter",):
+        tensors = self._tensors()
+        for name, value in tensors.items():
+            for key in ("parameter", *moments) if epoch and value.requires_grad else ("parameter",):
                 if (came := state[f"{key}.{name}"].shape) != value.shape:
                     raise ValueError(
                         f"{key}.{name}: expected {tuple(value.shape)}, got {tuple(came)}"
                     )
         self.epoch = epoch
-        for name, value in self.model.tensors.items():
+        for name, value in tensors.items():
             with torch.no_grad():
                 value.copy_(state[f"parameter.{name}"])
-            if epoch:
+            if epoch and value.requires_grad:
                 self.optimizer.state[value] = {
                     key: state[f"{key}.{name}"].to(self.device, copy=True)
                     for key in ("step", *moments)
                 }
 
 
-def load_model(folder: RunFolder, num_pixels: int) -> StackedVAE:
+def load_model(folder: RunFolder, num_pixels: int) -> StackedVAE | StackedSOP:
     """The trained model of a run, a stack of one."""
     model, weights = build([folder.config], num_pixels), folder.weights()
     expected = {name: value.shape for name, value in model.tensors.items()}
