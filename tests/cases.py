@@ -134,13 +134,11 @@ class Shear(Transform):
 
 def planar_flow(num_coordinates: int, dtype: torch.dtype) -> list[igr.Planar]:
     """Two planar flows that bend visibly."""
-    g = torch.Generator().manual_seed(5)
+    k = torch.arange(1.0, num_coordinates + 1, dtype=dtype)
     flows = []
-    for _ in range(2):
-        u, w = torch.randn(2, num_coordinates, generator=g, dtype=torch.float64)
-        u, w = 0.5 * u, w / w.norm()
-        b = torch.randn((), generator=g, dtype=torch.float64)
-        flows.append(igr.Planar(u.to(dtype), w.to(dtype), b.to(dtype)))
+    for phase in (0.3, 1.9):
+        u, w = 0.5 * torch.cos(1.7 * k + phase), torch.sin(2.3 * k + phase)
+        flows.append(igr.Planar(u, w / w.norm(), torch.tensor(phase - 1, dtype=dtype)))
     return flows
 
 

@@ -76,6 +76,17 @@ def fits_batch(name: str, shape: torch.Size, batch_shape: torch.Size) -> None:
             )
 
 
+def broadcast_batch(name: str, batch_shape: torch.Size, shape: torch.Size) -> torch.Size:
+    """Broadcast the shape of a parameter against the batch shape, or raise ValueError."""
+    try:
+        return torch.broadcast_shapes(batch_shape, shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts against the batch shape {tuple(batch_shape)}, "
+            f"got {tuple(shape)}"
+        ) from None
+
+
 def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:
     """Broadcast tensors against each other, or raise ValueError that names them."""
     first, *others = tensors.values()

@@ -25,6 +25,7 @@ from torch.distributions import (
 from torch.distributions.transforms import Transform
 
 from igr import _checks, functional
+from igr._pyro import PyroSite
 from igr.constraints import simplex
 from igr.discrete import argmax_log_probs
 from igr.transforms import Compose, Sharpen, SoftmaxPlusPlus, StickBreaking
@@ -68,7 +69,7 @@ class RecoveredCategorical(OneHotCategorical):
         return super().expand(batch_shape, _instance=new)
 
 
-class Relaxation(Distribution):
+class Relaxation(PyroSite):
     """A continuous distribution on the K-simplex that relaxes a categorical one.
 
     Abstract: `IGR` and `GumbelSoftmax` say how a sample and its density are drawn in log space, this class what
@@ -284,13 +285,9 @@ class IGR(Relaxation, TransformedDistribution):
             )
         batch = base.batch_shape
         if added := self.transform.batch_shape():
-            try:
-                batch = torch.broadcast_shapes(batch, added)
-            except RuntimeError:
-                raise ValueError(
-                    f"temperature and other parameters of the map: expected shapes that broadcast against the "
-                    f"batch shape {tuple(base.batch_shape)}, got {tuple(added)}"
-                ) from None
+            batch = _checks.broadcast_batch(
+                "temperature and other parameters of the map", batch, added
+            )
             if batch != base.batch_shape:
                 base = base.expand(batch)
         self.base_dist = base
@@ -666,8 +663,13 @@ class GumbelSoftmax(Relaxation):
         allowed = _check_allowed(allowed, given[..., 1:], validate_args)
         if allowed is not None:
             given = torch.where(allowed, given, -torch.inf)
+        if _checks.enabled(validate_args):
+            possible = (given > -torch.inf).any(-1)
+            _checks.satisfies(
+                name, given, possible, "at least one possible category for each element"
+            )
         if isinstance(temperature, Tensor) and temperature.dim():
-            batch = torch.broadcast_shapes(given.shape[:-1], temperature.shape)
+            batch = _checks.broadcast_batch("temperature", given.shape[:-1], temperature.shape)
             given = given.expand(*batch, -1)
         self.temperature = temperature
         self.logits = given
