@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.table import Table
 
 import igr
-from igr.experiments import data, plots
+from igr.experiments import cli_reproduce, data, plots
 from igr.experiments import evaluate as evaluation
 from igr.experiments.config import (
     ARCHITECTURES,
@@ -43,7 +43,9 @@ from igr.experiments.config import (
     check_count,
     stacks,
 )
+from igr.experiments.estimation import ESTIMATORS, RELAXED
 from igr.experiments.families import FAMILIES
+from igr.experiments.likelihoods import LIKELIHOODS
 from igr.experiments.records import RecordError, RunFolder, SweepFolder, open_runs, write_atomically
 from igr.experiments.train import Interrupted, StopRequest, load_model, train_stack
 
@@ -488,6 +490,17 @@ def vae(
     architecture: Annotated[
         str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")
     ] = "linear",
+    decoder: Annotated[str, typer.Option(help=f"One of {', '.join(LIKELIHOODS)}.")] = "bernoulli",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help=f"Of the gradient: {', '.join(RELAXED)} of the relaxed model, or of the discrete one"
+            f" {', '.join(ESTIMATORS)}."
+        ),
+    ] = "pathwise",
+    num_samples: Annotated[int, typer.Option(help="Samples S of each image in a step.")] = 1,
+    lr_decay: Annotated[float, typer.Option(help="Divide lr by 1 + this x steps done.")] = 0.0,
+    lr_min: Annotated[float, typer.Option(help="But never below this.")] = 0.0,
     variables: Annotated[int, typer.Option(help="Categorical variables of the code.")] = 20,
     categories: Annotated[int, typer.Option(help="Categories of each.")] = 10,
     prior_temperature: Annotated[float, typer.Option(help="Of the Gumbel-Softmax prior.")] = 0.5,
@@ -515,6 +528,11 @@ def vae(
         lr=lr,
         batch_size=batch_size,
         architecture=architecture,
+        decoder=decoder,
+        estimator=estimator,
+        num_samples=num_samples,
+        lr_decay=lr_decay,
+        lr_min=lr_min,
         num_variables=variables,
         num_categories=categories,
         prior_temperature=prior_temperature,
@@ -548,6 +566,9 @@ def evaluate(
     dataset = load_data(runs[0].config.dataset)
     rows = evaluate_runs(runs, dataset, samples, limit)
     out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))
+
+
+cli_reproduce.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

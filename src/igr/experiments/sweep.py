@@ -61,7 +61,10 @@ __all__ = [
     "Sweep",
     "cell_of",
     "grid",
+    "locked",
+    "mean_and_spread",
     "read_cells",
+    "tidy",
     "work",
     "write_tables",
 ]
@@ -111,7 +114,7 @@ class Job(Protocol):
 
 
 @contextlib.contextmanager
-def _lock(root: Path, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[None]:
+def locked(root: Path, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[None]:
     """Hold what `name` stands for.
 
     Raises:
@@ -138,7 +141,7 @@ def _lock(root: Path, name: str, *, wait: Callable[[], object] | None = None) ->
         lock.release()
 
 
-def _tidy(path: Path) -> None:
+def tidy(path: Path) -> None:
     """Remove temporary files that a killed process left beside `path`, whose lock this process holds."""
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         stale.unlink(missing_ok=True)
@@ -306,9 +309,9 @@ class Sweep:
         if self.is_done(context.root):
             context.reporter.skip(part, self.units)
             return
-        with _lock(context.root, self.name, wait=wait):
+        with locked(context.root, self.name, wait=wait):
             folder = self.folder(context.root)
-            _tidy(folder.path / "config.json")
+            tidy(folder.path / "config.json")
             images, _ = split_images(self.config)
             folder = SweepFolder.open(folder.path, self.config, resume=True)
             training, scoring = _expected(self.config, self.scorings)
@@ -519,8 +522,8 @@ class Cell:
 
     def run(self, context: Context) -> None:
         root, path = context.root, self.path(context.root)
-        with _lock(root, self.name):
-            _tidy(path)
+        with locked(root, self.name):
+            tidy(path)
             if path.exists():
                 return
             wait = functools.partial(_waiting, context, self.title)
@@ -683,30 +686,44 @@ def work(jobs: Sequence[Job], context: Context, *, pause: float = 0.5) -> None:
         left = busy
 
 
-def write_tables(root: Path, sweeps: Sequence[Sweep], cells: Sequence[Mapping[str, Any]]) -> None:
+def write_tables(root: Path) -> None:
     """Replace ``results.csv`` and ``cells.csv``, which pandas reads as they are."""
-    with _lock(root, "tables", wait=lambda: None):
-        _tidy(root / "results.csv")
-        _tidy(root / "cells.csv")
-        rows = [
-            {
-                "sweep": sweep.name,
-                "run": result.run.path.relative_to(root).as_posix(),
-                **result.config.to_dict(),
-                **{
-                    f"{'held_out' if s.held_out else 'test'}_{key}": value
-                    for s in sweep.scorings
-                    for key, value in result.scores[s.name].items()
-                },
-                "seconds_per_epoch": result.seconds_per_epoch,
-            }
-            for sweep in sweeps
-            for result in sweep.results(root)
-        ]
-        if rows:
-            write_csv(root / "results.csv", rows)
-        if cells:
-            write_csv(root / "cells.csv", [cell_row(cell) for cell in cells])
+    with locked(root, "tables", wait=lambda: None):
+        tables = {"results.csv": run_rows(root), "cells.csv": [*map(cell_row, read_cells(root))]}
+        for name, rows in tables.items():
+            tidy(root / name)
+            if rows:
+                write_csv(root / name, rows)
+
+
+def run_rows(root: Path) -> list[dict[str, Any]]:
+    """A row for each finished run: settings, and its scores on the most images and samples."""
+    rows = []
+    for path in sorted((root / "sweeps").glob("*/config.json")):
+        folder = SweepFolder(path.parent)
+        configs = folder.config.runs()
+        sizes = {run: len(stack) for stack in stacks(configs) for run in stack}
+        for config in configs:
+            run = folder.run(config)
+            if not run.finished:
+                continue
+            scores: dict[str, Any] = {}
+            for part, pattern in (("test", "test*.json"), ("held_out", "held-out*.json")):
+                found = [read_json(file) for file in run.path.glob(pattern)]
+                best = max(found, key=lambda each: (each["images"], each["samples"]), default={})
+                scores |= {f"{part}_{key}": value for key, value in best.items()}
+            result = Result(config, run, {}, run.metrics(), sizes[config])
+            rows.append(
+                {
+                    "sweep": path.parent.name,
+                    "run": run.path.relative_to(root).as_posix(),
+                    **config.to_dict(),
+                    **scores,
+                    "seconds_per_epoch": result.seconds_per_epoch,
+                    "side_by_side": result.side_by_side,
+                }
+            )
+    return rows
 
 
 def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
