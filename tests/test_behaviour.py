@@ -188,6 +188,7 @@ def test_compiles_without_graph_breaks(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, within inductor
 @over(lambda c: c.name in COMPILED)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_all_forms_compile_without_graph_breaks(case: Case, backend: str) -> None:
@@ -213,6 +214,7 @@ def test_divergences_compile() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, within inductor
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_functional_form_compiles_and_agrees_by_its_noise(backend: str) -> None:
     torch.compiler.reset()

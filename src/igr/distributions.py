@@ -356,10 +356,11 @@ class IGR(Relaxation, TransformedDistribution):
         if not self._is_gaussian:
             return self.base_dist.log_prob(y)
         loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
-        noise = (y - loc) / scale
+        distance = y - loc
         if self._active is not None:
-            noise = torch.where(self._active, noise, 0.0)
-        return self._gaussian_log_prob(noise, scale)
+            # Before the division: what stands for y where it does not matter may be huge.
+            distance = torch.where(self._active, distance, 0.0)
+        return self._gaussian_log_prob(distance / scale, scale)
 
     def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
         """Log-density of the base at loc + scale * noise, over the coordinates that matter."""
