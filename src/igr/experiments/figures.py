@@ -287,7 +287,7 @@ FITS: Mapping[str, type[Fit]] = {
 """How each family of an `Approximation` is fitted."""
 
 _DRAWS_PER_STEP = 1000
-_DRAWS = 100_000
+_REPEATS = 100  # times the draws of the bars, for the probabilities
 _PRECISION = 0.99
 _SHOWN_BEYOND = 160  # for an infinite target: far more categories than it has mass on
 
@@ -319,7 +319,8 @@ class FigureJob:
 
     @property
     def units(self) -> float:
-        return 0.1 + 8e-3 * self.steps * sum(map(len, self.figure.rows))
+        fits = sum(map(len, self.figure.rows))
+        return fits * (8e-3 * self.steps + 5e-4 * self.draws)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the figure's numbers depend on, as JSON has it."""
@@ -405,14 +406,14 @@ class FigureJob:
         """
         bars = torch.bincount(fit.draw(self.draws), minlength=fit.K)
         if fit.each.how == "mean":
-            probs = torch.stack([fit.relaxed(1000).mean(0) for _ in range(_DRAWS // 1000)]).mean(0)
+            probs = torch.stack([fit.relaxed(self.draws).mean(0) for _ in range(_REPEATS)]).mean(0)
         elif (exact := fit.hard_probs()) is not None:
             probs = exact
         else:
             counts = [
-                torch.bincount(fit.draw(1000), minlength=fit.K) for _ in range(_DRAWS // 1000)
+                torch.bincount(fit.draw(self.draws), minlength=fit.K) for _ in range(_REPEATS)
             ]
-            probs = torch.stack(counts).double().sum(0) / _DRAWS
+            probs = torch.stack(counts).double().sum(0) / (_REPEATS * self.draws)
         wanted = target.probs(fit.K)
         beyond = max(0.0, 1 - float(wanted.sum()))
         distance = 0.5 * (float((probs.double() - wanted).abs().sum()) + beyond)
