@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -147,9 +148,22 @@ def test_gumbel_sample_and_kl_are_those_of_the_public_distribution() -> None:
     log_z = torch.log_softmax((parameters + noise) / temperature, -2).mT
     q = family.distribution(parameters, temperature[..., 0])
     p = igr.GumbelSoftmax(0.5, logits=torch.zeros(5, dtype=torch.float64))
-    expected = q.log_prob(log_value=log_z) - p.log_prob(log_value=log_z)
+    # log q at its own sample is a function of the noise alone, for which the family has its mean.
+    own = torch.log_softmax(-noise, -2).sum(-2)
+    mean = -5 * (1 + 1 / 2 + 1 / 3 + 1 / 4)
+    torch.testing.assert_close(
+        q.log_prob(log_value=log_z),
+        own + math.lgamma(5) + 4 * temperature[..., 0, :].log() - log_z.sum(-1),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+    expected = q.log_prob(log_value=log_z) - p.log_prob(log_value=log_z) - own + mean
     torch.testing.assert_close(z.mT, log_z.exp(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(kl, expected.sum(-1), rtol=1e-10, atol=1e-10)
+    many = torch.empty(1, 200_000, 5, 1, dtype=torch.float64)
+    family.fill_noise(many, torch.Generator().manual_seed(0))
+    sums = torch.log_softmax(-many, -2).sum(-2)
+    assert sums.mean().item() == pytest.approx(mean, abs=4 * sums.std().item() / 200_000**0.5)
 
 
 @pytest.mark.parametrize("categories", [2, 3, 10])

@@ -71,6 +71,10 @@ def reference(family, tensors, parameters, noise, temperature):
         kl = q_fixed.log_prob(log_value=log_z) - prior.log_prob(log_value=log_z)
     elif isinstance(q, igr.GumbelSoftmax | igr.PlanarIGR):
         kl = q.log_prob(log_value=log_z) - prior.log_prob(log_value=log_z)
+        if isinstance(q, igr.GumbelSoftmax):
+            # Its log q depends on the noise alone, and the family has the mean of that.
+            mean = -K * sum(1 / k for k in range(1, K))
+            kl = kl - torch.log_softmax(-noise, -2).sum(-2) + mean
     else:
         kl = kl_divergence(q, prior)
     return log_z.exp().mT, kl.sum(-1)

@@ -104,8 +104,15 @@ class StackTrainer:
             raise ConfigError("runs of one stack may differ in temperature and seed alone")
         self.runs = list(runs)
         self.device = torch.device(device)
-        self.data = data.to(self.device, dtype)
+        self.dtype = dtype
+        data = data.to(self.device)
+        # Binary images are kept as a byte a pixel: memory is what gathering a batch waits for.
+        binary = bool(((data == 0) | (data == 1)).all())
+        self.data = data.to(torch.uint8 if binary else dtype)
         self.batch_size = runs[0].batch_size
+        self._weights = torch.full(
+            (len(runs), self.batch_size), 1 / self.batch_size, dtype=dtype, device=self.device
+        )
         if len(data) < self.batch_size:
             raise ConfigError(
                 f"batch-size: expected at most the {len(data)} training images, got {self.batch_size}"
@@ -138,10 +145,10 @@ class StackTrainer:
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
         losses, log_likelihood, kl = self.objective(self.model, x, noise)
-        # Runs share no parameter, so the gradient of the sum is every run's own gradient.
-        loss = losses.sum() / x.shape[1]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for parameter in self.parameters:
+            parameter.grad = None
+        # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
+        losses.backward(self._weights)
         self.optimizer.step()
         return log_likelihood.detach(), kl.detach()
 
@@ -170,7 +177,8 @@ class StackTrainer:
             rows, noise = order[:, step * B : (step + 1) * B], block[:, step % _BLOCK]
             if not self._one_to_one:
                 rows, noise = rows[self._column], noise[self._column]
-            yield self.data.index_select(0, rows.reshape(-1)).view(len(self.runs), B, -1), noise
+            x = self.data.index_select(0, rows.reshape(-1)).view(len(self.runs), B, -1)
+            yield x.to(self.dtype), noise
 
     def train_epoch(
         self,
@@ -183,7 +191,7 @@ class StackTrainer:
         the trainer must be loaded from a saved state before it can go on.
         """
         epoch = self.epoch + 1
-        totals = torch.zeros(2, len(self.runs), dtype=self.data.dtype, device=self.device)
+        totals = torch.zeros(2, *self._weights.shape, dtype=self.dtype, device=self.device)
         for step, (x, noise) in enumerate(
             self.batches(epoch), start=self.epoch * self.steps_per_epoch
         ):
@@ -191,10 +199,11 @@ class StackTrainer:
                 raise EpochStopped
             self._set_learning_rate(step)
             log_likelihood, kl = self.step(x, noise)
-            totals += torch.stack([log_likelihood.sum(1), kl.sum(1)])
+            totals[0] += log_likelihood
+            totals[1] += kl
             advance()
         self.epoch = epoch
-        log_likelihood, kl = totals / (self.steps_per_epoch * self.batch_size)
+        log_likelihood, kl = totals.sum(-1) / (self.steps_per_epoch * self.batch_size)
         return torch.stack([log_likelihood - kl, log_likelihood, kl], dim=1).cpu()
 
     @torch.no_grad()
@@ -203,7 +212,7 @@ class StackTrainer:
         family = self.model.family
         generators = [stream(s, "test", self.epoch, device=self.device) for s in self.seeds]
         total = torch.zeros(len(self.runs), dtype=torch.float64)
-        for some in images.to(self.device, self.data.dtype).split(500):
+        for some in images.to(self.device, self.dtype).split(500):
             noise = some.new_empty(len(self.seeds), len(some), *self.model.noise_shape)
             for s, generator in enumerate(generators):
                 family.fill_noise(noise[s], generator)
