@@ -142,8 +142,9 @@ def reproduce_command(
     write_tables(root)
     for table in TABLES.values():
         chosen = [entry for entry in entries if entry.table is table]
+        for column in dict.fromkeys(entry.column.dataset for entry in chosen):
+            _print_table([entry for entry in chosen if entry.column.dataset == column])
         if chosen:
-            _out.print(_table(table.title, chosen))
             _footnotes(chosen)
     _timings(entries)
     pictures = reproduce.draw_figures(root, plan.figures, plan.scale, entries)
@@ -156,42 +157,34 @@ def reproduce_command(
     )
 
 
-def _table(title: str, entries: Sequence[Entry]) -> Grid:
-    table = entries[0].table
-    shown = Grid(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    shown.add_column("data set")
+def _print_table(entries: Sequence[Entry]) -> None:
+    """Print the entries of one table on one data set, ours beside the paper's."""
+    table, column = entries[0].table, entries[0].column
+    stand_in = next((e.record["scale"]["stand_in"] for e in entries if e.record), None)
+    title = f"{table.title}: {column.label}" + (f" ({stand_in} in its place)" if stand_in else "")
+    released = table.has_released
+    _out.print(f"[bold]{title}[/]", soft_wrap=True)
+    shown = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("model")
-    shown.add_column("temperature", justify="right")
-    shown.add_column(f"ours:\n{table.measure_label}", justify="right")
-    released = any(math.isfinite(entry.numbers("released_estimate")[0]) for entry in entries)
-    if released:
-        shown.add_column("ours: released\ncode's estimate", justify="right")
-    shown.add_column("paper", justify="right")
-    shown.add_column("ours - paper", justify="right")
-    for dataset in dict.fromkeys(entry.column.dataset for entry in entries):
-        group = [entry for entry in entries if entry.column.dataset == dataset]
-        for i, entry in enumerate(group):
-            stand_in = entry.record and entry.record["scale"]["stand_in"]
-            label = entry.column.label + (f" ({stand_in})" if stand_in else "")
-            if entry.problem is not None:
-                ours, temperature = f"not available: {entry.problem}", ""
-            elif entry.record is None:
-                ours, temperature = "not run", ""
-            else:
-                ours = nats(*entry.ours, missing="diverged")
-                temperature = f"{entry.record['chosen']['temperature']:g}"
-            paper = nats(*entry.paper) if entry.paper else "row of ours"
-            cells = [label if i == 0 else "", entry.row.label, temperature, ours]
-            if released:
-                cells.append(nats(*entry.numbers("released_estimate")))
-            difference = entry.difference
-            cells += [paper, f"{difference:+.2f}" if math.isfinite(difference) else ""]
-            shown.add_row(*cells, end_section=i == len(group) - 1)
-    shown.caption = (
-        f"nats per image, mean ± standard deviation over {_seeds(entries)}; higher is better"
-    )
-    shown.caption_justify = "left"
-    return shown
+    titles = ["t", f"ours:\n{table.measure_label}", *["released\nestimate"] * released]
+    for name in (*titles, "paper", "ours -\npaper"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for entry in entries:
+        if entry.problem is not None:
+            ours, temperature = "not available", ""
+        elif entry.record is None:
+            ours, temperature = "not run", ""
+        else:
+            ours = nats(*entry.ours, missing="diverged")
+            temperature = f"{entry.record['chosen']['temperature']:g}"
+        cells = [entry.row.label, temperature, ours]
+        if released:
+            cells.append(nats(entry.numbers("released_estimate")[0], missing=""))
+        difference = entry.difference
+        cells.append(nats(*entry.paper) if entry.paper else "row of ours")
+        cells.append(f"{difference:+.2f}" if math.isfinite(difference) else "")
+        shown.add_row(*cells)
+    _out.print(shown)
 
 
 def _seeds(entries: Sequence[Entry]) -> str:
@@ -200,7 +193,13 @@ def _seeds(entries: Sequence[Entry]) -> str:
 
 
 def _footnotes(entries: Sequence[Entry]) -> None:
+    _say(
+        f"  Nats per image, higher is better; t: temperature; ± standard deviation, {_seeds(entries)}."
+    )
     keys = dict.fromkeys(key for entry in entries for key in (*entry.table.errata, *entry.errata))
+    for entry in entries:
+        if entry.problem is not None:
+            _say(f"  {entry.row.label}, {entry.column.label}: not available: {entry.problem}")
     for key in sorted(keys, key=lambda key: int(key[1:])):
         _say(f"  {key}: {ERRATA[key]}")
     _say("")
@@ -216,10 +215,9 @@ def _timings(entries: Sequence[Entry]) -> None:
 
 
 def _figure(name: str, paths: Sequence[Path], root: Path, plan: reproduce.Plan) -> None:
-    lines = reproduce.figure_lines(name, root, plan.scale)
     files = ", ".join(map(str, paths)) or "nothing to draw: none of its runs is there"
     _say(f"{name}: {files}")
-    for line in lines:
+    for line in reproduce.figure_lines(name, root, plan.scale):
         _say(f"  {line}")
 
 

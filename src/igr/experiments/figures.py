@@ -49,7 +49,7 @@ __all__ = [
     "save",
 ]
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.titlelocation": "left",
@@ -364,7 +364,7 @@ class FigureJob:
             tidy(path)
             if self.is_done(context.root):
                 return
-            rows = []
+            rows: list[list[dict[str, Any]]] = []
             unit = self.units / (self.steps * sum(map(len, self.figure.rows)))
 
             def advance() -> None:
@@ -431,27 +431,23 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
     shown = target.shown
     wanted = target.probs(shown)
     counts = range(shown)
-    rows = record["rows"]
+    rows, steps = record["rows"], record["identity"]["steps"]
     with _style():
         picture = Figure(figsize=(7.2, 1.75 * len(rows) + 0.5), layout="constrained")
         panels = picture.subplots(len(rows), 2, squeeze=False, sharex=True)
         for row, fits in zip(panels, rows, strict=True):
             for axes, moment in zip(row, ("initial", "final"), strict=True):
                 _panel(axes, fits, moment, counts, wanted)
-        for axes, title in zip(
-            panels[0], ("before", f"after {figure_steps(record)} steps"), strict=True
-        ):
-            axes.set_title(f"{title}\n{axes.get_title(loc='left')}")
+            label, _, what = fits[0]["label"].partition(":")
+            label = label if len(fits) == 1 else label.partition(", K")[0]
+            row[0].set_title(f"{label}:{what}, before")
+            distances = ", ".join(f"{fit['final']['total_variation']:.3f}" for fit in fits)
+            row[1].set_title(f"after {steps:,} steps: total variation {distances}")
         for axes in panels[-1]:
             axes.set_xlabel(f"category, target {target.label}")
         for axes in panels[:, 0]:
             axes.set_ylabel("probability")
     return picture
-
-
-def figure_steps(record: Mapping[str, Any]) -> str:
-    """Number of steps of a record's fits, for people."""
-    return f"{record['identity']['steps']:,}"
 
 
 def _panel(
@@ -478,12 +474,8 @@ def _panel(
     axes.set_xlim(-1, len(counts))
     axes.set_ylim(0, 1.08 * top)
     axes.locator_params(axis="y", nbins=4)
-    names = fits[0]["label"] if len(fits) == 1 else fits[0]["label"].split(", K")[0]
     if len(fits) > 1:
-        names += ":" + fits[0]["label"].split(":")[1]
-        axes.legend(loc="upper right", ncols=2 if len(fits) > 2 else 1, handlelength=1.5)
-    distances = " / ".join(f"{fit[moment]['total_variation']:.3f}" for fit in fits)
-    axes.set_title(f"{names}  (total variation {distances})")
+        axes.legend(loc="upper right", ncols=2, handlelength=1.5)
 
 
 def curve_picture(

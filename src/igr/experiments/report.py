@@ -140,7 +140,7 @@ def _section(table: Table, entries: Sequence[Entry], setups: _Setups) -> _Sectio
         name=table.name,
         title=table.title,
         measure=table.measure_label,
-        has_released=any(line.released for group in groups for line in group.lines),
+        has_released=table.has_released,
         groups=groups,
         errata=tuple(sorted(used, key=_erratum_order)),
         done=sum(entry.record is not None for entry in entries),
@@ -175,7 +175,7 @@ def _best_scale(root: Path, figure: ApproximationFigure | CurveFigure) -> str | 
     """The largest scale at which there are records of a figure."""
     if isinstance(figure, CurveFigure):
         return "full"  # drawn from the best cells there are
-    for name in reversed(SCALES):
+    for name in reversed(tuple(SCALES)):
         if FigureJob(figure, SCALES[name]).record(root) is not None:
             return name
     return None

@@ -70,23 +70,22 @@ class Options:
                 check_positive(name, value)
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
-        for name, value in (
-            ("seeds", self.seeds),
-            ("epochs", self.epochs),
-            ("samples", self.samples),
-        ):
-            if value is not None:
-                check_count(name, value)
-        for name, value in (("train-images", self.train_images), ("test-images", self.test_images)):
-            if value is not None:
-                check_count(name, value, least=0)
+        for count in ("seeds", "epochs", "samples"):
+            self._check_count(count, 1)
+        for count in ("train_images", "test_images"):
+            self._check_count(count, 0)
         for dataset in self.datasets:
             check_choice("dataset", dataset, COLUMNS)
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            check_count(name.replace("_", "-"), value, least)
 
     def scale(self, name: str) -> Scale:
         """The scale of that name with these wishes."""
         check_choice("scale", name, SCALES)
-        wishes = {
+        wishes: dict[str, Any] = {
             "temperatures": self.temperatures or None,
             "lrs": self.lrs or None,
             "seeds": self.seeds,
@@ -133,8 +132,10 @@ class Entry:
 
     @property
     def difference(self) -> float:
-        """Ours less the paper's; above 0 where ours is better."""
-        return self.ours[0] - self.paper[0] if self.paper else math.nan
+        """Ours less the paper's; above 0 where ours is better. NaN where there is nothing to compare."""
+        if self.paper is None or self.record is None or self.record["scale"]["stand_in"]:
+            return math.nan
+        return self.ours[0] - self.paper[0]
 
     @property
     def errata(self) -> tuple[str, ...]:
@@ -154,7 +155,7 @@ class Plan:
         """Everything to be done, without repetition, cells of a data set one after another."""
         cells = {cell.name: cell for entry, cell in self.entries if entry.problem is None}
         order = list(COLUMNS)
-        jobs: list[Job] = sorted(cells.values(), key=lambda cell: order.index(cell.dataset))
+        jobs: list[Job] = [*sorted(cells.values(), key=lambda cell: order.index(cell.dataset))]
         jobs += [
             FigureJob(figure, self.scale)
             for name in self.figures

@@ -123,6 +123,7 @@ class Table:
         name: what ``igr reproduce`` calls it.
         title: one line.
         measure: the entry of an evaluation that stands in the first column of numbers.
+        has_released: whether the released code's estimate is another number.
         columns: data sets.
         settings: of all its runs.
         lrs: learning rates to choose from, where they are not the protocol's.
@@ -136,6 +137,7 @@ class Table:
     settings: Mapping[str, Any] = field(default_factory=dict)
     measure: str = "bound"
     measure_label: str = "bound"
+    has_released: bool = True
     lrs: tuple[float, ...] | None = None
     errata: tuple[str, ...] = ()
 
@@ -251,6 +253,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                     "lr_min": 1e-4,
                 },
                 measure_label="log mean p",
+                has_released=False,
                 lrs=(1e-3,),
                 errata=("E9",),
             ),
