@@ -15,6 +15,7 @@ from igr.experiments import config as config_module
 from igr.experiments import families, likelihoods
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.estimation import ESTIMATORS, Estimated, Objective, Relaxed, Setting
+from igr.experiments.graphs import GraphedStep
 from igr.experiments.models import StackedVAE, stream
 from igr.experiments.records import RecordError, RunFolder, Stack
 from igr.experiments.sop import StackedSOP
@@ -123,8 +124,16 @@ class StackTrainer:
             value.requires_grad_()
         # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
         self.parameters = [p for p in self._tensors().values() if p.requires_grad]
+        graphed = self.device.type == "cuda" and isinstance(self.objective, Relaxed)
         self.optimizer = torch.optim.Adam(
-            self.parameters, lr=runs[0].lr, betas=(0.9, 0.999), fused=True
+            self.parameters,
+            lr=torch.tensor(runs[0].lr, device=self.device) if graphed else runs[0].lr,
+            betas=(0.9, 0.999),
+            fused=True,
+            capturable=graphed,
+        )
+        self._take_step = (
+            GraphedStep(self.step, self._learned, self._forget) if graphed else self.step
         )
         self.epoch = 0
         self.seeds = sorted({run.seed for run in runs})
@@ -136,6 +145,14 @@ class StackTrainer:
         """All that is learned or remembered, by name."""
         own = {f"estimator.{name}": value for name, value in self.objective.tensors().items()}
         return {**self.model.tensors, **own}
+
+    def _learned(self) -> list[Tensor]:
+        """All that a step changes, the optimiser's own last."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self.parameters, *moments]
+
+    def _forget(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -157,7 +174,11 @@ class StackTrainer:
         first = self.runs[0]
         if first.lr_decay:
             for group in self.optimizer.param_groups:
-                group["lr"] = max(first.lr / (1 + first.lr_decay * step), first.lr_min)
+                lr = max(first.lr / (1 + first.lr_decay * step), first.lr_min)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images ``(R, B, D)`` and noise ``(R, ...)`` of each step of an epoch."""
