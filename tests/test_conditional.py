@@ -336,6 +336,48 @@ def test_gradients_with_some_categories_not_allowed() -> None:
     torch.testing.assert_close(exact[1], central(lambda v: draw(loc, v), scale), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("K", [2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_draw_given_by_its_value_has_the_derivatives_of_the_one_given_by_its_noise(
+    K: int, dtype: torch.dtype
+) -> None:
+    tolerance = (
+        {"atol": 1e-9, "rtol": 1e-7} if dtype == torch.float64 else {"atol": 3e-3, "rtol": 3e-3}
+    )
+    n = 200
+    loc = torch.randn(n, K - 1, dtype=dtype)
+    scale = torch.empty(n, K - 1, dtype=dtype).uniform_(-1.5, 1.0).exp()
+    logits = torch.randn(n, K, dtype=dtype)
+    onehot = one_hot(torch.randint(K, (n,)), K, dtype)
+    allowed = torch.ones(K, dtype=torch.bool)
+    draws = [
+        (lambda a, b, **k: conditional_gaussian_and_log_prob(a, b, onehot, **k)[0], (loc, scale)),
+        (lambda a, **k: conditional_gumbel(a, onehot, **k), (logits,)),
+    ]
+    if K > 2:
+        allowed[-1] = False
+        inside = one_hot(torch.randint(K - 1, (n,)), K, dtype)
+        draws.append(
+            (
+                lambda a, b, **k: conditional_gaussian_and_log_prob(
+                    a, b, inside, allowed=allowed, **k
+                )[0],
+                (loc, scale),
+            )
+        )
+    for draw, parameters in draws:
+        noise = torch.rand(n, parameters[0].shape[-1], dtype=torch.float64) * 0.98 + 0.01
+        leaves = [p.clone().requires_grad_() for p in parameters]
+        first = draw(*leaves, noise=noise)
+        again = draw(*leaves, value=first)
+        torch.testing.assert_close(first, again, **tolerance)
+        weight = torch.randn_like(first)
+        expected = torch.autograd.grad((first * weight).sum(), leaves)
+        found = torch.autograd.grad((again * weight).sum(), leaves)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, **tolerance)
+
+
 def test_gradients_in_the_tails() -> None:
     # rare winners, where the implicit derivative divides one tiny number by another
     loc = torch.tensor([-6.0, 4.0, 3.0], dtype=torch.float64)

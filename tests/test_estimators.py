@@ -160,6 +160,7 @@ UNBIASED: dict[str, Callable[[int, int], E.Estimator]] = {
     "running mean": lambda N, K: Reinforce(RunningMean(0.5, shape=(8,))),
     "leave one out": lambda N, K: Reinforce(LeaveOneOut(), num_samples=3),
     "rebar": lambda N, K: Rebar(temperature=0.4, eta=0.8),
+    "rebar, a new draw": lambda N, K: Rebar(temperature=0.4, eta=0.8, tied=False),
     "rebar twice": lambda N, K: Rebar(temperature=0.4, num_samples=2),
     "relax": relax,
     "relax, black box": black_box_relax,
@@ -204,7 +205,7 @@ def test_the_comparison_sees_a_coupling_that_is_wrong(
             self.last = drawn(self, parameters)
             return self.last
 
-        def draw_given(self, parameters, onehot, temperature, given=given):
+        def draw_given(self, parameters, onehot, temperature, scores=None, given=given):
             return self.last, given(self, parameters, onehot, temperature)[1]
 
         monkeypatch.setattr(law, "draw", draw)
@@ -232,7 +233,7 @@ def test_draws_that_do_not_know_the_category_do_not_lower_the_variance(
     for law in (E._GaussianCoupling, E._GumbelCoupling):
         given = law.draw_given
 
-        def independent(self, parameters, onehot, temperature, given=given):
+        def independent(self, parameters, onehot, temperature, scores=None, given=given):
             return self.draw(parameters), given(self, parameters, onehot, temperature)[1]
 
         monkeypatch.setattr(law, "draw_given", independent)

@@ -160,27 +160,37 @@ class _FirstOrder(torch.autograd.Function):
 
 
 class _TruncatedNormal(torch.autograd.Function):
-    r"""y = loc + scale x, x standard normal given that y < bound, as a function of uniform noise."""
+    r"""y = loc + scale x, x standard normal given that y < bound, as a function of uniform noise.
+
+    Either the noise is given, or the value that it leads to.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        loc: Tensor, scale: Tensor, bound: Tensor, noise: Tensor
+        loc: Tensor, scale: Tensor, bound: Tensor, noise: Tensor | None, value: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         c = (bound - loc) / scale
-        d = _distance_below(c, torch.log(noise))
-        x = c - d
+        if value is not None:
+            d, x = (bound - value) / scale, (value - loc) / scale
+        elif noise is not None:
+            d = _distance_below(c, torch.log(noise))
+            x = c - d
         # phi(c) / Phi(c) over phi(x) / Phi(x): in (0, 1], for x < c
         ratio = torch.exp(_log_mills(c) - _log_mills(x))
-        y = torch.where(c < 0, bound - scale * d, loc + scale * x)
+        y = (
+            torch.where(c < 0, bound - scale * d, loc + scale * x)
+            if value is None
+            else value.clone()
+        )
         # x - ratio c, regrouped so that nothing cancels where both are far below 0
         slope = torch.where(c < 0, c * (1 - ratio) - d, x - ratio * c)
         return y, ratio, slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        loc, scale, bound, _ = inputs
+        loc, scale, bound = inputs[:3]
         _, ratio, slope = output
         ctx.mark_non_differentiable(ratio, slope)
         ctx.save_for_backward(loc, scale, bound, ratio, slope)
@@ -191,7 +201,7 @@ class _TruncatedNormal(torch.autograd.Function):
         parameters = (loc, scale, bound)
         ratio = _FirstOrder.apply(ratio, *parameters)
         slope = _FirstOrder.apply(slope, *parameters)
-        return grad[0] * (1 - ratio), grad[0] * slope, grad[0] * ratio, None
+        return grad[0] * (1 - ratio), grad[0] * slope, grad[0] * ratio, None, None
 
 
 def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Tensor) -> Tensor:
@@ -213,7 +223,7 @@ def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Ten
         tensor(-100.0069)
     """
     loc, scale, bound, noise = torch.broadcast_tensors(loc, scale, bound, noise)
-    y: Tensor = _TruncatedNormal.apply(loc, scale, bound, noise)[0]
+    y: Tensor = _TruncatedNormal.apply(loc, scale, bound, noise, None)[0]
     return y
 
 
@@ -273,6 +283,7 @@ def _largest(
     floor: Tensor,
     noise: Tensor,
     rule: _Rule,
+    given: bool,
 ) -> tuple[Tensor, ...]:
     r"""Draw of the largest normal given which one it is, log-probability of that, and derivatives of both.
 
@@ -286,8 +297,9 @@ def _largest(
 
     Everything is measured from the maximum, so that nothing cancels where psi itself is huge.
 
-    Shapes: (M, n) for loc, scale, winner, others; (M,) for floor and noise. Returns t, log P (M,) and the derivatives
-    of both with respect to loc and scale (M, n).
+    Shapes: (M, n) for loc, scale, winner, others; (M,) for floor and noise. With `given`, the values of t stand in the
+    place of the noise that leads to them, and nothing has to be inverted. Returns t, log P (M,) and the derivatives of
+    both with respect to loc and scale (M, n).
     """
     drop, panels, num_nodes = rule
     inverse = 1 / scale
@@ -356,33 +368,38 @@ def _largest(
     panel_mass = mass.sum(-1)
     total = panel_mass.sum(-1)
 
-    # the panel that holds the quantile, and in it the quantile of the polynomial through the nodes
     below = panel_mass.cumsum(-1)
-    target = noise * total
-    index = (below < target.unsqueeze(-1)).sum(-1).clamp(max=panels - 1)
-    chosen = panel_mass.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    inside = target - (below.gather(-1, index.unsqueeze(-1)).squeeze(-1) - chosen)
-    values = density.gather(-2, index[..., None, None].expand(*index.shape, 1, num_nodes))
-    coefficients = (values.squeeze(-2) @ to_integral * 0.5).unbind(-1)
-    low, high = -torch.ones_like(target), torch.ones_like(target)
-    z = (2 * inside / chosen.clamp(min=1e-300) - 1).clamp(-1.0, 1.0)
-    for _ in range(6):
-        integral, slope = coefficients[-1], torch.zeros_like(z)
-        for c in reversed(coefficients[:-1]):
-            slope = torch.addcmul(integral, slope, z)
-            integral = torch.addcmul(c, integral, z)
-        excess = integral - inside
-        low = torch.where(excess < 0, z, low)
-        high = torch.where(excess < 0, high, z)
-        z = z - excess / slope
-        z = torch.where((z >= low) & (z <= high), z, 0.5 * (low + high))
+    if given:
+        drawn = noise
+        t = torch.minimum(torch.maximum(drawn - mode, left), right)
+        index = torch.floor(torch.log1p((t - left) / unit) / width).long().clamp(0, panels - 1)
+        upper = below.gather(-1, index.unsqueeze(-1)).squeeze(-1) > 0.5 * total
+    else:
+        # the panel that holds the quantile, and in it the quantile of the polynomial through the nodes
+        target = noise * total
+        index = (below < target.unsqueeze(-1)).sum(-1).clamp(max=panels - 1)
+        chosen = panel_mass.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        inside = target - (below.gather(-1, index.unsqueeze(-1)).squeeze(-1) - chosen)
+        values = density.gather(-2, index[..., None, None].expand(*index.shape, 1, num_nodes))
+        coefficients = (values.squeeze(-2) @ to_integral * 0.5).unbind(-1)
+        low, high = -torch.ones_like(target), torch.ones_like(target)
+        z = (2 * inside / chosen.clamp(min=1e-300) - 1).clamp(-1.0, 1.0)
+        for _ in range(6):
+            integral, slope = coefficients[-1], torch.zeros_like(z)
+            for c in reversed(coefficients[:-1]):
+                slope = torch.addcmul(integral, slope, z)
+                integral = torch.addcmul(c, integral, z)
+            excess = integral - inside
+            low = torch.where(excess < 0, z, low)
+            high = torch.where(excess < 0, high, z)
+            z = z - excess / slope
+            z = torch.where((z >= low) & (z <= high), z, 0.5 * (low + high))
+        t = left + unit * torch.expm1(width * (index + 0.5 * (z + 1)))
+        upper = noise > 0.5
     first, last = (left + unit * torch.expm1(width * (index + i).to(loc.dtype)) for i in (0, 1))
-    t = left + unit * torch.expm1(width * (index + 0.5 * (z + 1)))
     t = torch.minimum(torch.maximum(t, first), last)
 
-    # polish, measuring from the end of the panel that is nearer to the tail
-    upper = noise > 0.5
-    tail = torch.where(upper, 1 - noise, noise) * total
+    # measured from the end of the panel that is nearer to the tail
     outside = torch.where(
         upper.unsqueeze(-1), panel > index.unsqueeze(-1), panel < index.unsqueeze(-1)
     )
@@ -397,12 +414,15 @@ def _largest(
         part = relative[..., :-1] * node_weight * (end - start).unsqueeze(-1)
         return part, x[..., :-1], mills[..., :-1], relative[..., -1]
 
-    for _ in range(2):
-        part, _, _, at_t = local(t)
-        # where the quantile lies past the last panel nothing is left beyond
-        beyond_t = torch.maximum(beyond + part.sum(-1), 1e-3 * tail)
-        step = torch.log(beyond_t / tail) * beyond_t / at_t
-        t = torch.minimum(torch.maximum(torch.where(upper, t + step, t - step), first), last)
+    if not given:
+        # polish
+        tail = torch.where(upper, 1 - noise, noise) * total
+        for _ in range(2):
+            part, _, _, at_t = local(t)
+            # where the quantile lies past the last panel nothing is left beyond
+            beyond_t = torch.maximum(beyond + part.sum(-1), 1e-3 * tail)
+            step = torch.log(beyond_t / tail) * beyond_t / at_t
+            t = torch.minimum(torch.maximum(torch.where(upper, t + step, t - step), first), last)
 
     part, local_x, local_mills, at_t = local(t)
     peak = (weight * _log_ndtr(x0)).sum(-1) - gain
@@ -426,13 +446,13 @@ def _largest(
     all_scores = scores(x, mills, torch.stack([masses, chosen_masses], -1))
     local_scores = scores(local_x, local_mills, part.unsqueeze(-1))
     sign = torch.where(upper, 1.0, -1.0).to(loc.dtype)
-    share = torch.where(upper, 1 - noise, noise).unsqueeze(-1)
+    share = ((beyond + part.sum(-1)) / total).unsqueeze(-1)
     gradients = []
     for whole, piece in zip(all_scores, local_scores, strict=True):
         change = whole[..., 1] + piece[..., 0] - share * whole[..., 0]
         gradients.append(change * (sign / at_t).unsqueeze(-1))
     log_prob_gradients = [whole[..., 0] / total.unsqueeze(-1) for whole in all_scores]
-    return (mode + t, log_prob, *gradients, *log_prob_gradients)
+    return (drawn if given else mode + t, log_prob, *gradients, *log_prob_gradients)
 
 
 class _Largest(torch.autograd.Function):
@@ -449,6 +469,7 @@ class _Largest(torch.autograd.Function):
         floor: Tensor,
         noise: Tensor,
         rule: _Rule,
+        given: bool,
     ) -> tuple[Tensor, ...]:
         # pieces whose memory is bounded, small ones on a CPU for the sake of its cache
         size = 2**20 if loc.device.type == "cpu" else 2**26
@@ -456,7 +477,7 @@ class _Largest(torch.autograd.Function):
         pieces = zip(
             *(a.split(rows) for a in (loc, scale, winner, others, floor, noise)), strict=True
         )
-        results = [_largest(*piece, rule) for piece in pieces]  # type: ignore[call-arg]
+        results = [_largest(*piece, rule, given) for piece in pieces]  # type: ignore[call-arg]
         return tuple(torch.cat(column) for column in zip(*results, strict=True))
 
     @staticmethod
@@ -471,7 +492,7 @@ class _Largest(torch.autograd.Function):
         grad_t, grad_p = grad[0].unsqueeze(-1), grad[1].unsqueeze(-1)
         grad_loc = grad_t * t_loc + grad_p * p_loc
         grad_scale = grad_t * t_scale + grad_p * p_scale
-        return grad_loc, grad_scale, None, None, None, None, None
+        return grad_loc, grad_scale, None, None, None, None, None, None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -513,11 +534,17 @@ def conditional_gaussian_and_log_prob(
     generator: torch.Generator | None = None,
     allowed: Tensor | None = None,
     gap: float | Tensor = 0.0,
+    value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""`conditional_gaussian`, and the log-probability of the category (21) that the same quadrature yields.
 
     Both are differentiable in `loc` and `scale`. This is what a score-function estimator with a control variate needs,
     at no more than the cost of the draw.
+
+    With `value`, a draw ``(*batch, K-1)`` that `onehot` is the category of, the result is that very draw, but with the
+    derivatives of a conditional one: those of y as a function of loc and scale with the *conditional* noise that leads
+    to it held. Its distribution given the category is the same, and so it may stand in for a new draw; what it shares
+    with `value` cancels in REBAR's difference of gradients.
 
     Returns:
         y of shape ``(*batch, K-1)`` and the log-probability of shape ``(*batch,)``.
@@ -533,7 +560,8 @@ def conditional_gaussian_and_log_prob(
     compute = _compute_dtype(loc)
     m, s = loc.to(compute).expand(shape), scale.to(compute).expand(shape)
     winner = (onehot > 0).expand(*shape[:-1], size + 1)
-    u = _uniform(m, noise, generator)
+    u = _uniform(m, noise, generator) if value is None else None
+    given = None if value is None else value.detach().to(compute).expand(shape)
     bounded = torch.ones_like(winner[..., 0])
     others = ~winner[..., :-1]
     if allowed is not None:
@@ -545,18 +573,34 @@ def conditional_gaussian_and_log_prob(
     stand_in = torch.zeros_like(others)
     stand_in[..., 0] = True
     chosen = torch.where(last.unsqueeze(-1), stand_in, winner[..., :-1])
-    floor = torch.where(bounded | last, 0.0, -torch.inf).to(compute)
-    u_k = (u * chosen).sum(-1)
-    flat = [a.reshape(-1, size) for a in (m, s, chosen, others & ~chosen)]
-    rule = _FINE if dtype == torch.float64 else _COARSE
-    t, log_prob = _Largest.apply(*flat, floor.reshape(-1), u_k.reshape(-1), rule)[:2]
-    t, log_prob = t.reshape(shape[:-1]), log_prob.reshape(shape[:-1])
+    if size == 1 and allowed is None:
+        # two categories: nothing but a normal truncated below at 0
+        mirrored = (None, -given) if u is None else (1 - u, None)  # type: ignore[operator]
+        t = -_TruncatedNormal.apply(-m, s, torch.zeros_like(m), *mirrored)[0].squeeze(-1)
+        log_prob = _log_ndtr(m / s).squeeze(-1)
+    else:
+        floor = torch.where(bounded | last, 0.0, -torch.inf).to(compute)
+        source = ((given if u is None else u) * chosen).sum(-1)  # type: ignore[operator]
+        flat = [a.reshape(-1, size) for a in (m, s, chosen, others & ~chosen)]
+        rule = _FINE if dtype == torch.float64 else _COARSE
+        t, log_prob = _Largest.apply(*flat, floor.reshape(-1), source.reshape(-1), rule, u is None)[
+            :2
+        ]
+        t, log_prob = t.reshape(shape[:-1]), log_prob.reshape(shape[:-1])
     below_zero = _log_ndtr(-m / s)
     log_last = torch.where(others, below_zero, 0.0).sum(-1)
     log_prob = torch.where(last, log_last, log_prob)
 
-    # rounding must not let another category win, in the dtype of the result and after a softmax
     top = torch.where(last, 0.0, t).unsqueeze(-1)
+    if given is not None:
+        top = top.expand(shape)
+        rest = _TruncatedNormal.apply(m, s, top, None, torch.minimum(given, top.detach()))[0]
+        y = torch.where(winner[..., :-1], top, rest)
+        if allowed is not None:
+            y = torch.where(others | winner[..., :-1], y, -torch.inf)
+        return y.to(dtype), log_prob.to(dtype)
+
+    # rounding must not let another category win, in the dtype of the result and after a softmax
     if isinstance(gap, Tensor):
         gap = gap.to(compute).unsqueeze(-1)
     gap = gap + torch.finfo(dtype).tiny
@@ -565,7 +609,7 @@ def conditional_gaussian_and_log_prob(
     else:
         top = torch.where((bounded & ~last).unsqueeze(-1), top.clamp(min=gap), top)
     ceiling = top - gap - 4 * torch.finfo(dtype).eps * top.abs()
-    rest = truncated_normal_below(m, s, top, u)
+    rest = truncated_normal_below(m, s, top, u)  # type: ignore[arg-type]
     y = torch.where(winner[..., :-1], top, torch.minimum(rest, ceiling))
     if allowed is not None:
         y = torch.where(others | winner[..., :-1], y, -torch.inf)
@@ -622,6 +666,19 @@ def conditional_gaussian(
     )[0]
 
 
+def _conditional_log_exponential(logits: Tensor, value: Tensor, winner: Tensor) -> Tensor:
+    """Logarithms of the exponential variables that lead to a given draw in `conditional_gumbel`."""
+    largest = torch.where(winner, value, -torch.inf).amax(-1, keepdim=True)
+    behind = (largest - value).clamp(min=torch.finfo(value.dtype).tiny)
+    others = torch.where(logits > -torch.inf, logits - largest, 0.0) + _log_expm1(behind)
+    return torch.where(winner, torch.logsumexp(logits, -1, keepdim=True) - largest, others)
+
+
+def _log_expm1(x: Tensor) -> Tensor:
+    """log(exp(x) - 1), the inverse of softplus, for x > 0."""
+    return torch.where(x > 30.0, x, torch.log(torch.expm1(x.clamp(max=30.0))))
+
+
 def conditional_gumbel(
     logits: Tensor,
     onehot: Tensor,
@@ -629,6 +686,7 @@ def conditional_gumbel(
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     gap: float | Tensor = 0.0,
+    value: Tensor | None = None,
 ) -> Tensor:
     r"""Logits plus independent standard Gumbel variables, given which sum is the largest (Maddison et al. 2017).
 
@@ -643,6 +701,8 @@ def conditional_gumbel(
         noise: uniform on (0, 1), shape ``(*batch, K)``; drawn where not given.
         generator: source of the noise.
         gap: the winner leads by at least this much, as in `conditional_gaussian`.
+        value: a draw that `onehot` is the category of, as in `conditional_gaussian_and_log_prob`: the conditional noise
+            that leads to it is used.
 
     Returns:
         y of shape ``(*batch, K)``, differentiable in logits.
@@ -663,8 +723,11 @@ def conditional_gumbel(
     wide = logits.to(_compute_dtype(logits))
     shape = torch.broadcast_shapes(wide.shape, onehot.shape)
     wide = wide.expand(shape)
-    log_e = torch.log(-torch.log(_uniform(wide, noise, generator)))
     winner = (onehot > 0).expand(shape)
+    if value is None:
+        log_e = torch.log(-torch.log(_uniform(wide, noise, generator)))
+    else:
+        log_e = _conditional_log_exponential(wide.detach(), value.detach().to(wide.dtype), winner)
     largest = torch.logsumexp(wide, -1, keepdim=True) - torch.where(winner, log_e, 0.0).sum(
         -1, keepdim=True
     )

@@ -436,9 +436,16 @@ class Coupling:
 
     @abstractmethod
     def draw_given(
-        self, parameters: Sequence[Tensor], onehot: Tensor, temperature: float | Tensor
+        self,
+        parameters: Sequence[Tensor],
+        onehot: Tensor,
+        temperature: float | Tensor,
+        scores: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Scores given the category, and its log-probability, both differentiable in the parameters."""
+        """Scores given the category, and its log-probability, both differentiable in the parameters.
+
+        With `scores` that the category was read from, these very scores, but with the conditional draw's derivatives.
+        """
 
     @abstractmethod
     def hold_noise(self, scores: Tensor) -> Tensor:
@@ -464,12 +471,16 @@ class _GaussianCoupling(Coupling):
         return functional.softmax_plus_plus(scores, temperature, self.delta, allowed=self.allowed)
 
     def draw_given(
-        self, parameters: Sequence[Tensor], onehot: Tensor, temperature: float | Tensor
+        self,
+        parameters: Sequence[Tensor],
+        onehot: Tensor,
+        temperature: float | Tensor,
+        scores: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         loc, scale = parameters
         gap = rounding_gap(temperature, loc.dtype)
         y, log_prob = conditional_gaussian_and_log_prob(
-            loc, scale, onehot, allowed=self.allowed, gap=gap
+            loc, scale, onehot, allowed=self.allowed, gap=gap, value=scores
         )
         if self.allowed is not None:
             # masked again in a moment; until then -inf would only turn gradients into NaN
@@ -499,12 +510,16 @@ class _GumbelCoupling(Coupling):
         return torch.softmax(scaled.masked_fill(~possible, -torch.inf), -1)
 
     def draw_given(
-        self, parameters: Sequence[Tensor], onehot: Tensor, temperature: float | Tensor
+        self,
+        parameters: Sequence[Tensor],
+        onehot: Tensor,
+        temperature: float | Tensor,
+        scores: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         (logits,) = parameters
         gap = rounding_gap(temperature, logits.dtype)
-        scores = conditional_gumbel(logits, onehot, gap=gap)
-        return scores, _log_prob(torch.log_softmax(logits, -1), onehot)
+        y = conditional_gumbel(logits, onehot, gap=gap, value=scores)
+        return y, _log_prob(torch.log_softmax(logits, -1), onehot)
 
     def hold_noise(self, scores: Tensor) -> Tensor:
         (logits,) = self.parameters
@@ -540,8 +555,11 @@ def _(q: GumbelSoftmax) -> Coupling:
 class _ControlVariate(Estimator):
     """What `Rebar` and `Relax` share: everything but the control variate c."""
 
-    def __init__(self, temperature: float | Tensor, num_samples: int, *, sample_axis: bool) -> None:
+    def __init__(
+        self, temperature: float | Tensor, num_samples: int, *, tied: bool, sample_axis: bool
+    ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
+        self.tied = tied
         initial = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
         if not bool((initial > 0).all()):
             raise ValueError(f"temperature: expected a positive number, got {temperature}")
@@ -569,7 +587,9 @@ class _ControlVariate(Estimator):
         with torch.enable_grad():
             scores = law.draw(parameters)
             onehot = law.hard(scores.detach())
-            scores_given, log_prob = law.draw_given(parameters, onehot, self.temperature.detach())
+            scores_given, log_prob = law.draw_given(
+                parameters, onehot, self.temperature.detach(), scores if self.tied else None
+            )
             z = law.relax(scores, self.temperature)
             z_given = law.relax(scores_given, self.temperature)
         values = self._evaluate(f, onehot, q.batch_shape)
@@ -633,6 +653,9 @@ class Rebar(_ControlVariate):
         temperature: of the control variate, to begin with; a number or a tensor that broadcasts against the batch
             shape of q, such as one for each run of a stack. The temperature of q itself plays no part.
         eta: to begin with; likewise, against the shape that f returns.
+        tied: :math:`\tilde z_b` uses the conditional noise that leads to :math:`\tilde z` itself, so that the two
+            differ in their derivatives only and most of the noise in the difference of gradients cancels; otherwise
+            it is a new draw. Both are exact.
 
     Source: Tucker et al. (2017); for IGR, the conditional draw and the probabilities are those of Proposition 2.
 
@@ -653,9 +676,10 @@ class Rebar(_ControlVariate):
         eta: float | Tensor = 1.0,
         num_samples: int = 1,
         *,
+        tied: bool = True,
         sample_axis: bool = False,
     ) -> None:
-        super().__init__(temperature, num_samples, sample_axis=sample_axis)
+        super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
         self.eta = nn.Parameter(torch.as_tensor(eta, dtype=torch.get_default_dtype()).clone())
 
     def _control(self, f: Objective, z: Tensor, batch_shape: torch.Size) -> Tensor:
@@ -680,6 +704,7 @@ class Relax(_ControlVariate):
             something that broadcasts to them; `ControlNetwork` for one.
         temperature: of the control variate, to begin with; see `Rebar`.
         with_loss: f at the relaxed sample is part of the control variate.
+        tied: see `Rebar`.
 
     Source: Grathwohl et al. (2018); for IGR, paper, appendix D.
 
@@ -703,9 +728,10 @@ class Relax(_ControlVariate):
         num_samples: int = 1,
         *,
         with_loss: bool = True,
+        tied: bool = True,
         sample_axis: bool = False,
     ) -> None:
-        super().__init__(temperature, num_samples, sample_axis=sample_axis)
+        super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
         self.control_variate = control_variate
         self.with_loss = with_loss
 
