@@ -443,6 +443,11 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
             row[0].set_title(f"{label}:{what}, before")
             distances = ", ".join(f"{fit['final']['total_variation']:.3f}" for fit in fits)
             row[1].set_title(f"after {steps:,} steps: total variation {distances}")
+        if len(rows[0]) == 1:
+            handles, _ = panels[0, 1].get_legend_handles_labels()
+            handles = [*panels[0, 1].containers, panels[0, 1].lines[0], handles[-1]]
+            labels = [f"{record['identity']['draws']:,} draws", "fit", "target"]
+            panels[0, 0].legend(handles, labels, loc="upper right", handlelength=1.5)
         for axes in panels[-1]:
             axes.set_xlabel(f"category, target {target.label}")
         for axes in panels[:, 0]:
@@ -475,6 +480,7 @@ def _panel(
     axes.set_ylim(0, 1.08 * top)
     axes.locator_params(axis="y", nbins=4)
     if len(fits) > 1:
+        axes.set_ylim(0, 1.4 * top)  # room for the legend
         axes.legend(loc="upper right", ncols=2, handlelength=1.5)
 
 
