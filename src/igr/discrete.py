@@ -49,8 +49,9 @@ def log_normal_cdf(x: Tensor) -> Tensor:
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    # Each branch sees only arguments that it can take, or the gradient of the others would be NaN.
-    far = -36.0 if x.dtype == torch.float64 else -12.0
+    # Each branch sees only arguments that it can take, or the gradients of the others would be NaN.
+    # Beyond `far` the square of the cdf, which a second derivative divides by, would underflow.
+    far = -25.0 if x.dtype == torch.float64 else -8.5
     upper = torch.log1p(torch.erfc(x.clamp(min=-1.0) * _SQRT_HALF) * -0.5)
     lower = torch.log(torch.erfc(x.clamp(min=far, max=-1.0) * -_SQRT_HALF) * 0.5)
     tail = x.clamp(max=far)
@@ -194,7 +195,7 @@ def _scaled_offsets(offsets: Tensor, distance: Tensor, inverse: Tensor) -> Tenso
 def _log_cdf(y: Tensor) -> Tensor:
     """log Phi(y sqrt 2), the cdf being right to rounding of 1 - Phi where that is small."""
     # One eps less than 1/2, so that the result is finite where Phi is smaller than that.
-    return torch.log1p(torch.erfc(y) * (torch.finfo(y.dtype).eps - 1) * 0.5)
+    return torch.log1p(torch.erfc(y).mul_(0.5 * torch.finfo(y.dtype).eps - 0.5))
 
 
 def _integrate(
@@ -213,7 +214,8 @@ def _integrate(
     y = _scaled_offsets(span.unit * torch.expm1(u), distance, inverse)
     log_cdf = _log_cdf(y)
     shared = log_cdf.sum(-2, keepdim=True) + log_weights.unsqueeze(-2)
-    return torch.logsumexp(shared - log_cdf - y * y, -1) + (torch.log(inverse) - _LOG_SQRT_PI)
+    terms = torch.addcmul(shared - log_cdf, y, y, value=-1)
+    return torch.logsumexp(terms, -1) + (torch.log(inverse) - _LOG_SQRT_PI)
 
 
 def argmax_log_probs(
@@ -258,7 +260,7 @@ def argmax_log_probs(
         validate_args: whether to check values, by default as `torch.distributions` does.
 
     Returns:
-        ``(*batch, K)``, in the dtype of `loc` (half precision is computed in float32).
+        ``(*batch, K)``, in float32 where the arguments are of half precision.
 
     Raises:
         ValueError: if shapes do not match, a scale is not positive, or nothing is allowed.
@@ -275,7 +277,6 @@ def argmax_log_probs(
         loc, scale, threshold, allowed, tolerance, num_nodes, max_elements, validate_args
     )
     *batch, num_gaussians = loc.shape
-    dtype = loc.dtype
     loc = functional.full_precision(loc).reshape(-1, num_gaussians)
     scale = functional.full_precision(scale).reshape(-1, num_gaussians)
     bounded = None if bounded is None else bounded.reshape(-1, 1)
@@ -293,7 +294,7 @@ def argmax_log_probs(
     log_probs = torch.cat([first, last], -1).reshape(*batch, num_gaussians + 1)
     if allowed is not None:
         log_probs = log_probs.masked_fill(~allowed, -torch.inf)
-    return log_probs.to(dtype)
+    return log_probs
 
 
 def _check(
