@@ -74,10 +74,6 @@ class Board:
         workers: how many parts go on at once.
     """
 
-    weight = (
-        5.0  # seconds of work after which what was measured counts as much as what was expected
-    )
-
     def __init__(
         self,
         parts: dict[str, float],
@@ -92,13 +88,17 @@ class Board:
         self.workers = workers
         self.every = 0.2 if progress else every
         self.parts = {title: _Part(units, i + 1) for i, (title, units) in enumerate(parts.items())}
-        self.started = self.shown = clock()
+        self.shown = clock()
+        self.started: float | None = None
+        # Seconds of work after which what was measured counts as much as what was expected.
+        self.weight = 5.0 + 0.02 * sum(parts.values())
         self.bar = progress.add_task("in all", total=1.0, text="") if progress else None
 
     def begin(self, part: str, units: float) -> None:
         mine = self.parts[part]
         mine.total, mine.done, mine.skipped, mine.note = units, 0.0, 0.0, ""
         mine.started, mine.finished = self.clock(), False
+        self.started = self.started or mine.started
         if self.progress is not None and mine.bar is None:
             mine.bar = self.progress.add_task(part, total=1.0, text="")
         self._show(now=False)
@@ -128,14 +128,14 @@ class Board:
         """Seconds that all the work still takes."""
         done = sum(part.done for part in self.parts.values())
         left = sum(part.left for part in self.parts.values())
-        elapsed = self.clock() - self.started
+        elapsed = self.clock() - self.started if self.started else 0.0
         return left * (elapsed + self.weight / self.workers) / (done + self.weight)
 
     def left_of(self, title: str) -> float:
         """Seconds that one part still takes."""
         part = self.parts[title]
-        elapsed = self.clock() - part.started
-        return part.left * (elapsed + self.weight) / (part.done + self.weight)
+        elapsed, weight = self.clock() - part.started, 0.1 * part.total + 0.1
+        return part.left * (elapsed + weight) / (part.done + weight)
 
     @property
     def fraction(self) -> float:

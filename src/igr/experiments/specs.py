@@ -437,8 +437,9 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 1: Poisson(50) by IGR-SB and by Gumbel-Softmax",
                 "poisson-50",
                 (*_INFINITE_IGR, *_INFINITE_GS),
-                "Left before, right after 1,000 steps. IGR-SB is never told a number of categories; a start"
-                " at random concentrates to the left, because sticks are broken from there.",
+                "Left before, right after 1,000 steps. IGR-SB breaks sticks far beyond what the target needs, so no"
+                " number of categories is chosen; a start at random concentrates to the left, because sticks are"
+                " broken from there.",
                 ("E3", "E4"),
             ),
             CurveFigure(
@@ -488,7 +489,8 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 7: NegativeBinomial(50, 0.6) by IGR-SB",
                 "negative-binomial-50-0.6",
                 _INFINITE_IGR,
-                "Left before, right after 1,000 steps. IGR-SB is never told a number of categories.",
+                "Left before, right after 1,000 steps. IGR-SB breaks sticks far beyond what the target needs, so no"
+                " number of categories is chosen.",
                 ("E3", "E4"),
             ),
             ApproximationFigure(
