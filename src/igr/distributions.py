@@ -24,10 +24,11 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import Transform
 
-from igr import _checks, functional
+from igr import _checks, conditional, functional
 from igr._pyro import PyroSite
 from igr.constraints import simplex
-from igr.discrete import argmax_log_probs
+from igr.discrete import argmax_log_probs, monte_carlo_probs
+from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, SoftmaxPlusPlus, StickBreaking
 
 __all__ = [
@@ -400,8 +401,6 @@ class IGR(Relaxation, TransformedDistribution):
             y = self._rsample_base((n,))
             return functional.one_hot_argmax(self.hard_scores(self.transform.forward_stable(y)))
 
-        from igr.discrete import monte_carlo_probs
-
         probs, standard_error = monte_carlo_probs(draw, num_samples)
         return RecoveredCategorical(probs=probs, standard_error=standard_error)
 
@@ -499,7 +498,7 @@ class SoftmaxIGR(IGR):
             tolerance, num_nodes: see `igr.discrete.argmax_log_probs`.
         """
         log_probs = argmax_log_probs(
-            self.loc, self.scale, num_nodes=num_nodes, allowed=self.allowed
+            self.loc, self.scale, tolerance=tolerance, num_nodes=num_nodes, allowed=self.allowed
         )
         return RecoveredCategorical(logits=log_probs)
 
@@ -509,9 +508,7 @@ class SoftmaxIGR(IGR):
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
         """
-        from igr import conditional
-
-        y = conditional.conditional_gaussian(self.loc, self.scale, onehot)
+        y = conditional.conditional_gaussian(self.loc, self.scale, onehot, allowed=self.allowed)
         return self._cast(self.transform.forward(y))
 
 
@@ -539,6 +536,13 @@ class StickBreakingIGR(IGR):
     ) -> None:
         transform = Compose([StickBreaking(), SoftmaxPlusPlus(temperature, delta)])
         super().__init__(loc, scale, transform, validate_args)
+
+    def discrete(self) -> RecoveredCategorical:  # type: ignore[override]  # exact: no samples to ask for
+        """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
+
+        Its last category has probability 0 (erratum E5). See `igr.stick_breaking.leader_log_probs`.
+        """
+        return RecoveredCategorical(logits=leader_log_probs(self.loc, self.scale, rest=False))
 
 
 class SharpStickBreakingIGR(IGR):
@@ -573,6 +577,15 @@ class SharpStickBreakingIGR(IGR):
     def allowed(self) -> Tensor | None:  # type: ignore[override]
         """Which categories are allowed; None where all are."""
         return self.transform.parts[-1].allowed  # type: ignore[attr-defined]
+
+    def discrete(self) -> RecoveredCategorical:  # type: ignore[override]  # exact: no samples to ask for
+        """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
+
+        See `igr.stick_breaking.leader_log_probs`.
+        """
+        return RecoveredCategorical(
+            logits=leader_log_probs(self.loc, self.scale, allowed=self.allowed)
+        )
 
 
 class PlanarIGR(IGR):
@@ -745,8 +758,6 @@ class GumbelSoftmax(Relaxation):
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
         """
-        from igr import conditional
-
         scores = conditional.conditional_gumbel(functional.full_precision(self.logits), onehot)
         return self._cast(functional.softmax(scores / functional.lift(self.temperature)))
 
