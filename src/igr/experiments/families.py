@@ -18,7 +18,7 @@ from torch.quasirandom import SobolEngine
 
 import igr
 from igr.experiments import models
-from igr.experiments.models import Family, SoftmaxIGRFamily, gaussian_sample
+from igr.experiments.models import Family, SoftmaxIGRFamily, gaussian_sample, winner
 
 __all__ = [
     "DIFFERENTIABLE",
@@ -115,6 +115,12 @@ class _MappedGaussian(Family):
         return (weights / weights.sum(-1, keepdim=True)).log()
 
 
+@lru_cache(maxsize=32)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant ``(K-1, 1)``, kept where it is used, so that no step copies it to a device."""
+    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+
+
 @dataclass(frozen=True)
 class _StickFamily(_MappedGaussian):
     """A Gaussian stick-breaking family; the prior has scale 1 and the same map, so the KL has closed form. Abstract."""
@@ -123,9 +129,12 @@ class _StickFamily(_MappedGaussian):
     """Whether what is left of the stick can be chosen."""
 
     @property
-    def prior_loc(self) -> Tensor:
-        """Locations of the prior, ``(K-1,)``."""
-        return torch.tensor(hard_matched_stick(self.num_categories, self.rest), dtype=torch.float64)
+    def prior_loc(self) -> tuple[float, ...]:
+        """Locations of the prior, K-1 of them."""
+        return hard_matched_stick(self.num_categories, self.rest)
+
+    def _prior_loc_like(self, x: Tensor) -> Tensor:
+        return _column(self.prior_loc, x.dtype, x.device)
 
     @abstractmethod
     def logits(self, y: Tensor) -> Tensor:
@@ -133,19 +142,19 @@ class _StickFamily(_MappedGaussian):
 
     def categories_of(self, y: Tensor) -> Tensor:
         log_w = _stick_log_weights(y)
-        return (log_w if self.rest else log_w[..., :-1, :]).argmax(-2)
+        return winner(log_w if self.rest else log_w[..., :-1, :])
 
     def sample_and_kl(
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        prior_loc = self.prior_loc.to(parameters).unsqueeze(-1)
+        prior_loc = self._prior_loc_like(parameters)
         y, kl = gaussian_sample(parameters, noise, prior_loc, self.sticking_the_landing)
         return torch.softmax(self.logits(y) / temperature, dim=-2), kl
 
     def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
         loc, log_scale = parameters.chunk(2, dim=-2)
         q = torch.distributions.Normal(loc, log_scale.exp(), validate_args=False)
-        prior_loc = self.prior_loc.to(loc).unsqueeze(-1).expand_as(loc)
+        prior_loc = self._prior_loc_like(loc).expand_as(loc)
         p = torch.distributions.Normal(prior_loc, torch.ones_like(loc), validate_args=False)
         return kl_divergence(q, p).sum((-2, -1))
 
@@ -297,7 +306,7 @@ class PlanarFamily(_MappedGaussian):
         return -0.5 * noise.square().sum((-2, -1)) - log_scale.sum((-2, -1)) - log_det
 
     def categories_of(self, y: Tensor) -> Tensor:
-        return F.pad(self._apply(y)[0], (0, 0, 0, 1)).argmax(-2)
+        return winner(F.pad(self._apply(y)[0], (0, 0, 0, 1)))
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.PlanarIGR:
         loc, log_scale = parameters.mT.chunk(2, dim=-1)
