@@ -40,9 +40,7 @@ docs: $(VENV)/.igr-dev
 	$(MKDOCS)
 
 bench: $(VENV)/.igr-dev
-	@for script in benchmarks/*.py; do \
-		echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
-	done
+	$(BIN)/python benchmarks/run.py --json benchmarks.json
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

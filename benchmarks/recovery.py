@@ -1,0 +1,100 @@
+"""Proposition 2 and RELAX against a pathwise training step, and how Proposition 2's cost grows with K."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness import Row, alternate, compare, options, report
+from igr.discrete import argmax_log_probs
+from vae_step import IMAGES, PIXELS, grid, training
+
+VARIABLES = 2000
+
+
+def recovery(K: int, variables: int) -> tuple[Callable[[], None], Tensor, Tensor]:
+    """Probabilities of all categories, forward and backward."""
+    loc = torch.randn(variables, K - 1, requires_grad=True)
+    scale = torch.exp(0.5 * torch.randn(variables, K - 1)).requires_grad_()
+    weights = torch.randn(variables, K)
+
+    def run() -> None:
+        loc.grad = scale.grad = None
+        torch.vdot(argmax_log_probs(loc, scale).exp().flatten(), weights.flatten()).backward()
+
+    return run, loc, scale
+
+
+def recovery_row(repeats: int, images: Tensor) -> Row:
+    """2,000 variables of 10 categories, those of a batch of the VAE, with the error that is reached."""
+    run, loc, scale = recovery(10, VARIABLES)
+    _, step = training(grid("igr-i", 1), images)
+    with torch.no_grad():
+        exact = argmax_log_probs(loc.double(), scale.double(), tolerance=1e-12).exp()
+        error = (argmax_log_probs(loc, scale).exp() - exact).abs().max().item()
+    return compare(
+        f"Proposition 2, {VARIABLES} variables of K = 10",
+        run,
+        "igr-i: pathwise step",
+        step,
+        None,
+        repeats=repeats,
+        note=f"largest error {error:.1e}",
+    )
+
+
+def growth_row(repeats: int) -> Row:
+    """Exponent e of cost ~ K^e between K = 10 and K = 1,000, at as many nodes."""
+    ks, variables = (10, 1000), 200
+    cases = {str(K): recovery(K, variables)[0] for K in ks}
+    seconds = alternate(cases, repeats)
+    factor = math.log(ks[1] / ks[0])
+    few, many = (seconds[str(K)] for K in ks)
+    exponents = sorted(math.log(b / a) / factor for a, b in zip(few, many, strict=True))
+    n = len(exponents)
+    return Row(
+        work=f"Proposition 2, {variables} variables, K = 10 to 1,000",
+        against="exponent of K",
+        ratio=exponents[n // 2],
+        target=1.1,
+        milliseconds=1e3 * sorted(many)[n // 2],
+        spread=f"{exponents[n // 4]:.2f}-{exponents[3 * n // 4]:.2f}",
+    )
+
+
+def relax_row(family: str, target: float, repeats: int, images: Tensor) -> Row:
+    """A step of the linear VAE by RELAX against one by pathwise gradients."""
+    run = grid(family, 1)[0]
+    _, pathwise = training([run], images)
+    _, relax = training([dataclasses.replace(run, estimator="relax")], images)
+    return compare(
+        f"{family}: step by RELAX",
+        relax,
+        f"{family}: pathwise step",
+        pathwise,
+        target,
+        repeats=repeats,
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    chosen = options(__doc__)
+    torch.manual_seed(0)
+    images = (torch.rand(IMAGES, PIXELS) < 0.13).float()
+    repeats = chosen.repeats or 31
+    rows = [
+        recovery_row(repeats, images),
+        growth_row(min(repeats, 11)),
+        relax_row("gs", 5.0, repeats, images),
+        relax_row("igr-i", 15.0, repeats, images),
+    ]
+    report("Recovery and RELAX", rows, chosen.json)
+
+
+if __name__ == "__main__":
+    main()
