@@ -14,6 +14,7 @@ from torch.distributions import Normal, kl_divergence
 import igr
 from igr.experiments import estimation, families, likelihoods
 from igr.experiments.config import ConfigError, RunConfig
+from igr.experiments.evaluate import score_images
 from igr.experiments.models import StackedVAE, stream
 from igr.experiments.train import StackTrainer
 
@@ -210,6 +211,29 @@ def test_recovered_distribution_does_not_depend_on_which_images_come_together():
     torch.testing.assert_close(together[:, 2:3], alone)
 
 
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_bound_is_a_bound_though_the_recovered_distribution_is_estimated(name):
+    """Of the mean weight, whose expectation is p(x) at most, within 5 standard errors."""
+    trainer, x = tiny(name, num_categories=3, factor=1)
+    with torch.no_grad():
+        states = F.one_hot(torch.tensor(list(itertools.product(range(3), repeat=2))), 3).double()
+        outputs = trainer.model.decode(states.mT.unsqueeze(0)).squeeze(0)
+        log_p = -F.binary_cross_entropy_with_logits(
+            outputs.expand(3, -1, -1), x[0].unsqueeze(1).expand(-1, 9, -1), reduction="none"
+        ).sum(-1)
+        log_evidence = (log_p - math.log(9)).logsumexp(-1)
+        bounds = torch.stack(
+            [score_images(trainer.model, x[0], samples=2000, seed=s).bound for s in range(10)]
+        )
+    ratio = (bounds - log_evidence).exp()
+    error = ratio.std(0) / math.sqrt(10)
+    assert (ratio.mean(0) <= 1 + 5 * error + 1e-9).all()
+    if name == "igr-sb":  # states with the last category are all but ruled out
+        assert (ratio.mean(0) < 0.95).all()
+    else:
+        assert (ratio.mean(0) > 0.9).all()
+
+
 # -------------------------------------------------------------------------------------------------------- decoders
 
 
@@ -241,7 +265,9 @@ def test_gaussian_decoder_agrees_with_torch(name):
 # ------------------------------------------------------------------------------------------------------- objectives
 
 
-def tiny(family: str = "gs", num_categories: int = 2, images: int = 3, **settings):
+def tiny(
+    family: str = "gs", num_categories: int = 2, images: int = 3, factor: float = 3, **settings
+):
     """A trainer in float64 of a VAE whose 2 variables have few enough states to enumerate."""
     run = RunConfig(
         family=family,
@@ -254,7 +280,7 @@ def tiny(family: str = "gs", num_categories: int = 2, images: int = 3, **setting
     data = (torch.rand(images, 6, generator=torch.Generator().manual_seed(2)) > 0.5).double()
     trainer = StackTrainer([run], data, dtype=torch.float64)
     for value in trainer.model.tensors.values():
-        value.data.mul_(3)  # far from uniform
+        value.data.mul_(factor)  # far from uniform
     return trainer, data.unsqueeze(0)
 
 
