@@ -1,6 +1,7 @@
 """Invertible Gaussian Reparameterization: relaxed categorical variables from Gaussian noise."""
 
-from igr import constraints, functional, kl, nn, objectives
+from igr import constraints, functional, kl, nn, objectives, priors
+from igr.countable import CountableIGR
 from igr.distributions import (
     IGR,
     GumbelSoftmax,
@@ -13,6 +14,7 @@ from igr.distributions import (
 )
 from igr.kl import monte_carlo_kl, plug_in_kl
 from igr.objectives import elbo, importance_weighted_bound, released_estimate
+from igr.priors import match
 from igr.transforms import (
     Close,
     Compose,
@@ -29,6 +31,7 @@ __all__ = [
     "IGR",
     "Close",
     "Compose",
+    "CountableIGR",
     "GumbelSoftmax",
     "Planar",
     "PlanarIGR",
@@ -46,9 +49,11 @@ __all__ = [
     "functional",
     "importance_weighted_bound",
     "kl",
+    "match",
     "monte_carlo_kl",
     "nn",
     "objectives",
     "plug_in_kl",
+    "priors",
     "released_estimate",
 ]

@@ -86,7 +86,9 @@ class CountableParameters(nn.Module):
         self.maximum = maximum
         dtype = torch.get_default_dtype() if dtype is None else dtype
         prior_loc = torch.as_tensor(loc, dtype=dtype, device=device).detach().reshape(-1).clone()
-        prior_scale = torch.as_tensor(scale, dtype=dtype, device=device).detach().reshape(-1).clone()
+        prior_scale = (
+            torch.as_tensor(scale, dtype=dtype, device=device).detach().reshape(-1).clone()
+        )
         _checks.satisfies("loc", prior_loc, prior_loc.isfinite(), "finite values")
         _checks.positive("scale", prior_scale)
         self.register_buffer("prior_loc", prior_loc)
@@ -174,7 +176,7 @@ class CountableParameters(nn.Module):
         for name in ("prior_loc", "prior_scale"):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, getattr(self, name).new_zeros(saved.shape))
-        sizes = []
+        sizes: list[int] = []
         while (saved := state_dict.get(f"{prefix}_loc.{len(sizes)}")) is not None:
             sizes.append(saved.shape[0])
         if sizes and sizes != [block.shape[0] for block in self._loc]:
@@ -250,9 +252,7 @@ class CountableIGR(Relaxation):
             loc, scale = parameters
             loc, scale = _checks.broadcast(loc=loc, scale=scale)
             if loc.dim() < 1 or loc.shape[-1] < 1:
-                raise ValueError(
-                    f"loc: expected shape (*batch, maximum), got {tuple(loc.shape)}"
-                )
+                raise ValueError(f"loc: expected shape (*batch, maximum), got {tuple(loc.shape)}")
             if _checks.enabled(validate_args):
                 _checks.satisfies("loc", loc, loc.isfinite(), "finite values")
                 _checks.positive("scale", scale)
@@ -406,13 +406,13 @@ class CountableIGR(Relaxation):
         inside = positive.sum(-1) == num_used + 1
         held = self._values(log_z.shape[-1] - 1)[0].shape[-1]
         if held < log_z.shape[-1] - 1:
-            raise ValueError(
-                f"value: expected at most {held + 1} entries, got {log_z.shape[-1]}"
-            )
+            raise ValueError(f"value: expected at most {held + 1} entries, got {log_z.shape[-1]}")
         limit = math.log1p(-self.precision)
         out = torch.full(
-            torch.broadcast_shapes(inside.shape, self.batch_shape), -torch.inf,
-            dtype=log_z.dtype, device=log_z.device,
+            torch.broadcast_shapes(inside.shape, self.batch_shape),
+            -torch.inf,
+            dtype=log_z.dtype,
+            device=log_z.device,
         )
         transform = Compose([StickBreaking(), self.closing(self.temperature)])
         for k in num_used[inside & (num_used > 0)].unique().tolist():
@@ -486,17 +486,19 @@ def _kl_countable(q: CountableIGR, p: CountableIGR) -> Tensor:
     n = q.num_coordinates
     mine, theirs = q.parameters, p.parameters
     if isinstance(theirs, CountableParameters):
-        n = max(n, theirs.num_coordinates) if isinstance(mine, CountableParameters) else n
-    elif not isinstance(mine, CountableParameters) and theirs[0].shape[-1] != n:
+        if isinstance(mine, CountableParameters):
+            n = max(n, theirs.num_coordinates)
+    elif n != p.num_coordinates:
         raise ValueError(
-            f"q, p: expected as many coordinates, got {n} and {theirs[0].shape[-1]}"
+            f"q, p: expected as many coordinates in q as p has a maximum, got {n} and "
+            f"{p.num_coordinates}"
         )
-    else:
-        n = theirs[0].shape[-1]
     if isinstance(mine, CountableParameters) and isinstance(theirs, CountableParameters):
         longest = max(n, mine.prior_loc.shape[0], theirs.prior_loc.shape[0])
-        same = all(torch.equal(a[n:], b[n:]) for a, b in zip(
-            mine.prior(longest + 1), theirs.prior(longest + 1), strict=True))
+        same = all(
+            torch.equal(a[n:], b[n:])
+            for a, b in zip(mine.prior(longest + 1), theirs.prior(longest + 1), strict=True)
+        )
         if not same:
             raise ValueError(
                 "q, p: coordinates that neither holds sit at different priors, so the divergence is infinite; make "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from igr import _checks
+from igr.countable import CountableParameters
 from igr.distributions import (
     IGR,
     GumbelSoftmax,
@@ -30,6 +31,7 @@ from igr.transforms import Planar
 __all__ = [
     "ConstantTemperature",
     "CosineTemperature",
+    "CountableParameters",
     "ExponentialTemperature",
     "GumbelSoftmaxHead",
     "Head",

@@ -81,7 +81,9 @@ def leader_log_probs(
     probs = probs.clamp_min(1e-300)
     log_probs = probs.log() - probs.sum(-1, keepdim=True).log()
     if not rest and allowed is None:
-        log_probs = torch.cat([log_probs[..., :-1], torch.full_like(log_probs[..., -1:], -torch.inf)], -1)
+        log_probs = torch.cat(
+            [log_probs[..., :-1], torch.full_like(log_probs[..., -1:], -torch.inf)], -1
+        )
     if allowed is not None:
         log_probs = log_probs.masked_fill(~allowed, -torch.inf)
     return log_probs.to(torch.promote_types(dtype, torch.float32))
@@ -256,24 +258,23 @@ def _log_expm1(x: Tensor) -> Tensor:
     return torch.where(x > 0, x + torch.log(-torch.expm1(-x.abs())), -torch.inf)
 
 
+@lru_cache(maxsize=1)
+def _polynomial() -> Tensor:
+    """What takes values at consecutive points to the coefficients of the polynomial through them."""
+    points = torch.arange(_ORDER, dtype=torch.float64) - (_ORDER - 1) / 2
+    return torch.linalg.inv(torch.linalg.vander(points, N=_ORDER)).T.contiguous()
+
+
 def _interpolate(values: Tensor, low: Tensor, c: Tensor) -> Tensor:
     """Values on the grid from `low` up, at c by Lagrange's polynomial; 0 below the grid and constant above it."""
     num_points = values.shape[-1]
     low = low.reshape(*low.shape, *(1,) * (c.dim() - low.dim()))
     position = ((c - low) * ((num_points - 1) / (_HIGH - low))).clamp(-1.0, num_points - 1.0)
-    below = position < 0
     base = (position.floor() - (_ORDER // 2 - 1)).clamp(0, num_points - _ORDER)
-    t = position - base
+    t = position - (base + (_ORDER - 1) / 2)
     index = base.long().flatten(values.dim() - 1)
-    # Lagrange's weights are products of all factors but one: what comes before it times what comes after.
-    after = [torch.ones_like(t)]
-    for j in reversed(range(1, _ORDER)):
-        after.append(after[-1] * (t - j))
-    before: Tensor | float = 1.0
-    total = torch.zeros_like(t)
-    for j in range(_ORDER):
-        apart = math.factorial(j) * math.factorial(_ORDER - 1 - j) * (-1) ** (_ORDER - 1 - j)
-        found = values.gather(-1, index + j).reshape(t.shape)
-        total = total + found * (before * after[_ORDER - 1 - j] / apart)
-        before = before * (t - j)
-    return torch.where(below, 0.0, total)
+    coefficients = values.unfold(-1, _ORDER, 1) @ _polynomial().to(values.device)
+    total = coefficients[..., -1].gather(-1, index).reshape(t.shape)
+    for j in reversed(range(_ORDER - 1)):
+        total = torch.addcmul(coefficients[..., j].gather(-1, index).reshape(t.shape), total, t)
+    return torch.where(position < 0, 0.0, total)
