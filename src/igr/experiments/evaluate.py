@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import igr
-from igr.experiments.models import StackedVAE, stream
+from igr.experiments.models import StackedModel, StackedVAE, stream
 
 __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_images"]
 
@@ -91,8 +91,22 @@ def draw_categories(log_probs: Tensor, num_samples: int, generator: torch.Genera
 
 
 @singledispatch
-@torch.no_grad()
 def score_images(
+    model: StackedModel,
+    images: Tensor,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    first: int = 0,
+    kl_samples: int = 10,
+) -> ImageScores:
+    """Scores of images ``(n, D)``, the first of them number `first`, by a stack of one, as its kind of model has it."""
+    raise TypeError(f"model: expected one that can be scored, got {type(model).__name__}")
+
+
+@score_images.register
+@torch.no_grad()
+def _(
     model: StackedVAE,
     images: Tensor,
     *,
@@ -152,7 +166,7 @@ def score_images(
 
 
 def evaluate(
-    model: StackedVAE,
+    model: StackedModel,
     images: Tensor,
     *,
     samples: int = 1000,

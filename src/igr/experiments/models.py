@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ __all__ = [
     "GumbelSoftmaxFamily",
     "Likelihood",
     "SoftmaxIGRFamily",
+    "StackedModel",
     "StackedVAE",
     "draw_maps",
     "gaussian_sample",
@@ -411,7 +413,41 @@ class GumbelSoftmaxFamily(Family):
 FAMILIES: dict[str, type[Family]] = {"igr-i": SoftmaxIGRFamily, "gs": GumbelSoftmaxFamily}
 
 
-class StackedVAE:
+_Model = TypeVar("_Model", bound="StackedModel")
+
+
+class StackedModel(ABC):
+    """R models of one shape; every parameter is a tensor with a leading axis of runs. Abstract."""
+
+    family: Family
+    likelihood: Likelihood
+    num_variables: int
+    tensors: dict[str, Tensor]
+    temperatures: Tensor
+    """One for each run, ``(R,)``."""
+    temperature: Tensor
+    """The same, ``(R, 1, 1, 1)``."""
+
+    @property
+    @abstractmethod
+    def noise_shape(self) -> tuple[int, int]:
+        """Random numbers that one sample of one image takes."""
+
+    @abstractmethod
+    def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(x | z) of one relaxed sample and the KL, each ``(R, B)``: the ELBO (7) is their difference."""
+
+    @abstractmethod
+    def with_tensors(self: _Model, tensors: dict[str, Tensor], temperatures: Tensor) -> _Model:
+        """The same model with other parameters."""
+
+    def run(self: _Model, r: int) -> _Model:
+        """The r-th run alone, sharing its storage."""
+        tensors = {name: value[r : r + 1] for name, value in self.tensors.items()}
+        return self.with_tensors(tensors, self.temperatures[r : r + 1])
+
+
+class StackedVAE(StackedModel):
     """R autoencoders of one shape; every parameter is a tensor with a leading axis of runs.
 
     Encoder: D -> hidden -> P * N; decoder: K * N -> hidden reversed -> D, ReLU between affine maps. With no hidden
@@ -478,16 +514,9 @@ class StackedVAE:
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Random numbers that one sample of one image takes."""
         return self.family.noise_per_variable, self.num_variables
 
-    def run(self, r: int) -> StackedVAE:
-        """The r-th run alone, sharing its storage."""
-        tensors = {name: value[r : r + 1] for name, value in self.tensors.items()}
-        return self.with_tensors(tensors, self.temperatures[r : r + 1])
-
     def with_tensors(self, tensors: dict[str, Tensor], temperatures: Tensor) -> StackedVAE:
-        """The same model with other parameters."""
         return StackedVAE(
             self.family,
             self.likelihood,
@@ -519,7 +548,6 @@ class StackedVAE:
         return _affine_maps(x.relu_().unsqueeze(0), rest).squeeze(0) if rest else x
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x | z) of one relaxed sample and the KL, each ``(R, B)``: the ELBO (7) is their difference."""
         z, kl = self.family.sample_and_kl(self.encode(x), noise, self.temperature)
         return self.likelihood.log_prob(self.decode(z), x), kl
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from igr.experiments.evaluate import draw_categories
-from igr.experiments.models import StackedVAE, stream
+from igr.experiments.models import StackedModel, StackedVAE, stream
 from igr.experiments.records import RunFolder, SweepFolder, write_atomically
 from igr.experiments.sop import StackedSOP
 
@@ -70,7 +70,7 @@ def _curves(runs: Sequence[RunFolder]) -> Figure:
 
 @torch.no_grad()
 def draw_run(
-    folder: RunFolder, model: StackedVAE | StackedSOP, images: Tensor, shape: tuple[int, int]
+    folder: RunFolder, model: StackedModel, images: Tensor, shape: tuple[int, int]
 ) -> list[str]:
     """Write a run's pictures and return their names: what the model makes of test images, training curve."""
     config = folder.config
@@ -86,6 +86,14 @@ def draw_run(
 
 @singledispatch
 def _pictures(
+    model: StackedModel, images: Tensor, shape: tuple[int, int], title: str, seed: int
+) -> dict[str, Figure]:
+    """What a model makes of test images."""
+    raise TypeError(f"model: expected one that can be drawn, got {type(model).__name__}")
+
+
+@_pictures.register
+def _(
     model: StackedVAE, images: Tensor, shape: tuple[int, int], title: str, seed: int
 ) -> dict[str, Figure]:
     """Reconstructions and samples from the prior."""

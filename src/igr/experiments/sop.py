@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from igr.experiments.evaluate import ImageScores, score_images
-from igr.experiments.models import Family, Likelihood, draw_maps, stream
+from igr.experiments.models import Family, Likelihood, StackedModel, draw_maps, stream
 
 __all__ = ["StackedSOP"]
 
@@ -26,7 +26,7 @@ _ROWS = 1024  # samples pushed through the layers at once
 _LAYERS = ("first", "second", "output")
 
 
-class StackedSOP:
+class StackedSOP(StackedModel):
     """R networks of one shape, every parameter with a leading axis of runs, as `StackedVAE` has it."""
 
     def __init__(
@@ -90,13 +90,7 @@ class StackedSOP:
         """Random numbers that one image takes: both layers' side by side."""
         return self.family.noise_per_variable, 2 * self.num_variables
 
-    def run(self, r: int) -> StackedSOP:
-        """The r-th run alone, sharing its storage."""
-        tensors = {name: value[r : r + 1] for name, value in self.tensors.items()}
-        return self.with_tensors(tensors, self.temperatures[r : r + 1])
-
     def with_tensors(self, tensors: dict[str, Tensor], temperatures: Tensor) -> StackedSOP:
-        """The same model with other parameters."""
         return StackedSOP(
             self.family,
             self.likelihood,

@@ -16,7 +16,7 @@ from igr.experiments import families, likelihoods
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.estimation import ESTIMATORS, Estimated, Objective, Relaxed, Setting
 from igr.experiments.graphs import GraphedStep
-from igr.experiments.models import StackedVAE, stream
+from igr.experiments.models import StackedModel, StackedVAE, stream
 from igr.experiments.records import RecordError, RunFolder, Stack
 from igr.experiments.sop import StackedSOP
 
@@ -51,7 +51,7 @@ def build(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> StackedVAE | StackedSOP:
+) -> StackedModel:
     """The freshly initialised stack that `runs`, alike but for temperature and seed, describe."""
     first = runs[0]
     family = families.FAMILIES[first.family](
@@ -276,7 +276,7 @@ class StackTrainer:
                 }
 
 
-def load_model(folder: RunFolder, num_pixels: int) -> StackedVAE | StackedSOP:
+def load_model(folder: RunFolder, num_pixels: int) -> StackedModel:
     """The trained model of a run, a stack of one."""
     model, weights = build([folder.config], num_pixels), folder.weights()
     expected = {name: value.shape for name, value in model.tensors.items()}
