@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from igr.discrete import Recovered, argmax_log_probs, log_normal_cdf, monte_carlo_probs
+from igr.discrete import (
+    Recovered,
+    _log_cdf,
+    argmax_log_probs,
+    log_normal_cdf,
+    monte_carlo_probs,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 # A test against random numbers fails by chance with at most this probability.
@@ -170,6 +176,19 @@ def test_probabilities_of_a_thousand_categories_agree_with_an_adaptive_integrato
     for problem in random_problems(6, (999,), seed=1):
         winner = int(argmax_log_probs(*problem.tensors())[:-1].argmax())
         assert_agrees(problem, [winner, 999])
+
+
+def test_rounding_does_not_add_up_over_a_thousand_small_chances() -> None:
+    """998 cdfs of nearly one: taken as 1 - 3e-6 in float32, their product is off by up to 3e-5."""
+    loc, scale = torch.full((999,), -10.0), torch.full((999,), 4.4)
+    loc[0], scale[0] = 10.0, 0.05
+    expected = reference_probability(Problem.of(loc, scale), 0)
+    assert argmax_log_probs(loc, scale)[0].exp().item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_logarithms_are_finite_where_the_cdf_rounds_to_zero(dtype: torch.dtype) -> None:
+    assert _log_cdf(torch.linspace(-20, 20, 1001, dtype=dtype)).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -382,6 +401,20 @@ def test_chunks_bound_memory_and_change_nothing() -> None:
         assert sizes.largest <= max_elements
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(whole, chunked, rtol=1e-12, atol=1e-12)
+
+
+def test_chunks_keep_nothing_of_their_size_for_the_backward_pass() -> None:
+    loc, scale = batch(200, 9)
+    kept = []
+    for max_elements in (2**22, 2**13):
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
+        ):
+            argmax_log_probs(loc, scale, max_elements=max_elements)
+        kept.append(sum(sizes))
+    assert kept[0] > 2 * 200 * 9 * 96
+    assert kept[1] < 200 * 9 * 96
 
 
 def test_empty_batch() -> None:

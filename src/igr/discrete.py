@@ -161,7 +161,6 @@ def _place(
     # (it is for each cdf, and so is a norm of convex functions), so Newton's method, begun where the
     # cdf F of the maximum is too small to matter, nears the point where it begins to from below.
     distance, inverse = _standardize(local, scale, torch.zeros_like(start), start, allowed)
-    distance = distance.clamp(max=_SQRT_HALF * rule.cut)  # which rounding can exceed
     target = math.sqrt(-math.log(rule.negligible))
     low = torch.zeros_like(start)
     for _ in range(4):
