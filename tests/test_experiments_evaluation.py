@@ -157,7 +157,7 @@ def test_an_image_is_scored_alike_in_any_company() -> None:
 def test_samples_come_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gs")
     whole = score_images(model, X.unsqueeze(0), samples=1300)
-    # 512 samples are decoded at once; a draw for 1,300 is one piece, and several give as good a bound.
+    # 256 samples are decoded at once; a draw for 1,300 is one piece, and several give as good a bound.
     monkeypatch.setattr("igr.experiments.evaluate._DRAWS", 2 * 300)
     pieces = score_images(model, X.unsqueeze(0), samples=1300)
     error = exact(model, X).spread / math.sqrt(1300)

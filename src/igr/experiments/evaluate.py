@@ -18,7 +18,7 @@ from igr.experiments.models import StackedModel, StackedVAE, stream
 __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_images"]
 
 _ROWS = (
-    512  # samples decoded at once: the outputs of so many, and the decoder, stay in a core's cache
+    256  # samples decoded at once: the outputs of so many, and the decoder, stay in a core's cache
 )
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
