@@ -41,6 +41,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = [
+    "SUFFIXES",
     "TARGETS",
     "FigureJob",
     "Target",
@@ -76,14 +77,18 @@ def _style() -> Iterator[None]:
         yield
 
 
+SUFFIXES: Mapping[str, dict[str, Any]] = {
+    ".png": {"dpi": 160},
+    ".svg": {"metadata": {"Date": None}},
+}
+"""The formats in which figures are written, with how."""
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path.png`` and ``path.svg``."""
     make_folder(path.parent)
     paths = []
-    for suffix, options in (
-        (".png", {"dpi": 160}),
-        (".svg", {"metadata": {"Date": None}}),
-    ):
+    for suffix, options in SUFFIXES.items():
         buffer = io.BytesIO()
         with _style():
             figure.savefig(buffer, format=suffix[1:], **options)
@@ -429,7 +434,7 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
     """Initial and final panels, a row of them for each row of the figure."""
     target = TARGETS[figure.target]
     shown = target.shown
-    wanted = target.probs(shown)
+    wanted = target.probs(shown).tolist()
     counts = range(shown)
     rows, steps = record["rows"], record["identity"]["steps"]
     with _style():
@@ -460,18 +465,17 @@ def _panel(
     fits: Sequence[Mapping[str, Any]],
     moment: str,
     counts: Sequence[int],
-    wanted: Tensor,
+    wanted: Sequence[float],
 ) -> None:
-    top = float(wanted.max())
+    top = max(wanted)
     for i, fit in enumerate(fits):
         state, colour = fit[moment], _COLOURS[i]
-        drawn = torch.tensor(state["draws"], dtype=torch.float64)
-        share = drawn[: len(counts)] / state["num_draws"]
-        probs = torch.tensor(state["probs"][: len(counts)], dtype=torch.float64)
+        share = [n / state["num_draws"] for n in state["draws"][: len(counts)]]
+        probs = state["probs"][: len(counts)]
         label = fit["label"].split(":")[0] if len(fits) > 1 else None
         axes.bar(counts[: len(share)], share, width=0.9, color=colour, alpha=0.3, linewidth=0)
         axes.plot(counts[: len(probs)], probs, color=colour, linewidth=1.1, label=label)
-        top = max(top, float(share.max()), float(probs.max()))
+        top = max(top, *share, *probs)
     axes.plot(counts, wanted, color=_TARGET, linewidth=0.8, linestyle=(0, (3, 2)), label="target")
     if len(counts) <= 20:
         axes.plot(counts, wanted, color=_TARGET, linestyle="none", marker="o", markersize=2.2)
@@ -506,20 +510,21 @@ def curve_picture(
                 [[row[column] for row in rows] for rows in metrics], dtype=torch.float64
             )
             epochs = [row["epoch"] for row in metrics[0]]
-            mean = values.mean(0)
-            spread = values.std(0) if len(values) > 1 else torch.zeros_like(mean)
+            mean = values.mean(0).tolist()
+            spread = (values.std(0) if len(values) > 1 else torch.zeros(len(epochs))).tolist()
             axes.plot(epochs, mean, color=_COLOURS[i], linewidth=1.2, label=label)
-            marks = torch.linspace(0, len(epochs) - 1, min(len(epochs), 10)).round().long()
+            count = min(len(epochs), 10)
+            marks = torch.linspace(0, len(epochs) - 1, count).round().long().tolist()
             axes.errorbar(
                 [epochs[m] for m in marks],
-                mean[marks],
-                spread[marks],
+                [mean[m] for m in marks],
+                [spread[m] for m in marks],
                 fmt="none",
                 ecolor=_COLOURS[i],
                 elinewidth=1.0,
                 capsize=2.5,
             )
-            lowest.append(mean[min(len(mean) - 1, max(1, len(mean) // 20))].item())
+            lowest.append(mean[min(len(mean) - 1, max(1, len(mean) // 20))])
         if not lowest:
             return None
         finite = [value for value in lowest if math.isfinite(value)]

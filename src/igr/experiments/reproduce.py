@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,13 +281,21 @@ def best_entries(root: Path) -> list[Entry]:
 def draw_figures(
     root: Path, wanted: Sequence[str], scale: Scale, entries: Sequence[Entry]
 ) -> dict[str, list[Path]]:
-    """Draw these figures from their records; returns the files of each, none for a figure that has no records."""
+    """Draw these figures from their records; returns the files of each, none for a figure that has no records.
+
+    A figure of approximations that was drawn after it was recorded is not drawn again.
+    """
     drawn: dict[str, list[Path]] = {}
     for name in wanted:
         figure = FIGURES[name]
         folder = root / "figures" / scale.name
         if isinstance(figure, ApproximationFigure):
-            record = FigureJob(figure, scale).record(root)
+            job = FigureJob(figure, scale)
+            record = job.record(root)
+            there = [folder / f"{name}{suffix}" for suffix in figures.SUFFIXES]
+            if record and all(map(_newer(job.path(root)), there)):
+                drawn[name] = there
+                continue
             picture = figures.approximation_picture(figure, record) if record else None
         else:
             curves = {
@@ -301,6 +309,11 @@ def draw_figures(
             picture = figures.curve_picture(figure, curves) if curves else None
         drawn[name] = [] if picture is None else figures.save(picture, folder / name)
     return drawn
+
+
+def _newer(than: Path) -> Callable[[Path], bool]:
+    time = than.stat().st_mtime
+    return lambda path: path.exists() and path.stat().st_mtime > time
 
 
 def figure_lines(name: str, root: Path, scale: Scale) -> list[str]:

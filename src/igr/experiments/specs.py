@@ -567,10 +567,10 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
             Scale(
                 "short",
                 "a look at every table within half an hour: part of the images, few epochs, far from converged",
-                temperatures=(0.1, 0.25, 0.67),
+                temperatures=(0.1, 0.5),
                 lrs=(1e-3,),
                 seeds=2,
-                epochs=6,
+                epochs=5,
                 train_images=10_000,
                 held_out=500,
                 test_images=500,

@@ -208,15 +208,9 @@ class Scoring:
 
 
 # Rough seconds on one core, for the time left; what is measured soon counts for more.
-_STEP = {"linear": 2.5e-3, "nonlinear": 9e-3, "sop": 6e-3}
-_SAMPLE = {"linear": 1.5e-6, "nonlinear": 6e-6, "sop": 6e-6}
-_SLOWNESS = {
-    "igr-planar": 1.5,
-    "igr-sb": 1.3,
-    "igr-sb-sharp": 1.3,
-    "relax": 8.0,
-    "unordered-set": 4.0,
-}
+_STEP = {"linear": 3e-3, "nonlinear": 8e-3, "sop": 5e-3}
+_SAMPLE = {"linear": 5e-6, "nonlinear": 12e-6, "sop": 18e-6}
+_SLOWNESS = {"igr-planar": 1.2, "relax": 8.0, "unordered-set": 1.3}
 
 
 def _expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, float]:
@@ -227,9 +221,8 @@ def _expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, 
     count = config.train_images or {"digits": 1500, "omniglot": 24_345}.get(config.dataset, 60_000)
     steps = config.epochs * (count - config.held_out) / 100
     runs = len(config.runs())
-    slowness = _SLOWNESS.get(config.families[0], 1.0) * _SLOWNESS.get(
-        getattr(config, "estimator", ""), 1.0
-    )
+    slowness = _SLOWNESS.get(config.families[0], 1.0) * _SLOWNESS.get(config.estimator, 1.0)
+    slowness *= config.num_samples
     training = steps * runs * slowness * size * _STEP.get(config.architecture, 9e-3)
     per_sample = _SAMPLE.get(config.architecture, 6e-6) * size
     scoring = runs * per_sample * sum(s.count(config) * s.samples for s in scorings)
@@ -340,20 +333,21 @@ class Sweep:
             steps = len(images) // config.batch_size
             step = units / (config.epochs * steps)
             begun = False
+            what = f"{len(runs)} run{'s' * (len(runs) > 1)}"
 
             def epoch_done(epoch: int, metrics: Tensor) -> None:
                 nonlocal begun
                 if not begun and epoch > 1:
                     reporter.skip(part, epoch * steps * step)
                 begun = True
-                reporter.note(part, f"{len(runs)} runs, epoch {epoch} of {config.epochs}")
+                reporter.note(part, f"{what}, epoch {epoch} of {config.epochs}")
 
             def advance() -> None:
                 nonlocal begun
                 begun = True
                 reporter.advance(part, step)
 
-            reporter.note(part, f"{len(runs)} runs, epoch 0 of {config.epochs}")
+            reporter.note(part, f"{what}, epoch 0 of {config.epochs}")
             train_stack(
                 stack,
                 images,
