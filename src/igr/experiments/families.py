@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import kl_divergence
-from torch.quasirandom import SobolEngine
 
 import igr
 from igr.experiments import models
@@ -36,33 +35,19 @@ _AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes
 
 @lru_cache(maxsize=32)
 def hard_matched_stick(num_categories: int, rest: bool) -> tuple[float, ...]:
-    r"""Locations at scale 1 for which a broken stick's largest piece is each of the categories equally often.
-
-    Newton's method on probabilities counted over 2^15 quasi-random draws :math:`\epsilon`, with the Jacobian
-    :math:`\partial P_j / \partial \mu_k = E[1_j \epsilon_k]`, the same at every call. They come out within 1e-3 of
-    uniform.
+    """Locations at scale 1 for which a broken stick's largest piece is each of the categories equally often.
 
     Args:
         num_categories: K.
         rest: whether what is left of the stick counts as the last category, as for the sharpened map. If not, as for
             (18), the uniform distribution is over the first K-1, and one location is free: the last break's is 0.
     """
-    reachable = num_categories if rest else num_categories - 1
-    n = reachable - 1
-    loc = torch.zeros(num_categories - 1, dtype=torch.float64)
-    loc[:n] = -torch.arange(n, 0, -1, dtype=torch.float64).log()  # breaks equal pieces off
-    uniform = SobolEngine(len(loc), scramble=True, seed=0).draw(2**15, dtype=torch.float64)
-    noise = torch.special.ndtri(uniform.clamp(1e-10, 1 - 1e-10))
-    for _ in range(50):
-        winner = _stick_log_weights(loc.unsqueeze(-1) + noise.mT)[:reachable].argmax(0)
-        wins = F.one_hot(winner, reachable).double()
-        error = wins.mean(0)[:n] - 1 / reachable
-        if n == 0 or error.abs().max() < 2e-4:
-            break
-        # A category that no draw has chosen yet would make it singular.
-        jacobian = wins[:, :n].mT @ noise[:, :n] / len(noise) + 1e-3 / reachable * torch.eye(n)
-        loc[:n] -= torch.linalg.solve(jacobian, error).clamp(-0.5, 0.5)
-    return tuple(loc.tolist())
+    target = torch.ones(num_categories, dtype=torch.float64)
+    if not rest:
+        target[-1] = 0
+    family = igr.SharpStickBreakingIGR if rest else igr.StickBreakingIGR
+    prior = igr.match(target / target.sum(), family, temperature=1.0)
+    return tuple(prior.loc.tolist())
 
 
 def _stick_log_weights(y: Tensor) -> Tensor:
