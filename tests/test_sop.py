@@ -166,13 +166,9 @@ def test_learning_rate_falls_with_the_steps_down_to_its_floor():
         [run(lr=1e-3, lr_decay=1e-1, lr_min=4e-4)], images(), dtype=torch.float64
     )
     seen = []
-    step = trainer.step
-
-    def watched(x: torch.Tensor, noise: torch.Tensor):
-        seen.append(trainer.optimizer.param_groups[0]["lr"])
-        return step(x, noise)
-
-    trainer.step = watched
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: seen.append(float(optimizer.param_groups[0]["lr"]))
+    )
     for _ in range(5):
         trainer.train_epoch()
     expected = [max(1e-3 / (1 + 0.1 * n), 4e-4) for n in range(20)]
