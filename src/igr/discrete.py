@@ -1,12 +1,13 @@
 r"""Recovering the discrete distribution that a relaxed one tends to as its temperature goes to 0.
 
-Proposition 2 has it as K - 1 one-dimensional integrals over a product of K - 1 factors, each. Here
+Proposition 2 has it as K - 1 one-dimensional integrals, each over a product of K - 1 factors. Here
 all of them share one set of nodes, at which the product is formed once, so that the cost grows as
 K times the number of nodes. Where the nodes go is worked out for each problem of the batch:
 
-- A category can win only where no other Gaussian lies clearly higher. Below
+- A category wins only where no other Gaussian lies clearly higher. Below
   :math:`t_1 = \max_k (\mu_k - c\,\sigma_k)` the product of the cdfs is at most :math:`\Phi(-c)`, so
-  the integral starts at :math:`t_1` or at the threshold, whichever is larger.
+  the integral starts there or at the threshold, whichever is larger; or higher still, where the
+  product of many cdfs becomes negligible later (found by Newton's method).
 - Hence every Gaussian that matters at a distance :math:`d` above the start has a scale of at least
   :math:`d / 2c`: the resolution that is needed falls off as one over the distance, and
   :math:`t = t_1 + a\,(e^u - 1)`, with :math:`a` in proportion to the smallest scale that matters,
@@ -248,14 +249,15 @@ def argmax_log_probs(
         scale: standard deviations, broadcasts against `loc`.
         tolerance: wanted error of the probabilities, at least 3e-6 (1e-12 in float64). The number of
             nodes is then worked out from the values, which makes a GPU wait and breaks a compiled
-            graph, but covers any ratio of scales and takes a third of the nodes where they are alike.
+            graph, but covers any ratio of scales and takes fewer nodes, down to a third, for easy ones.
             By default as said above, with as many nodes as the worst case needs.
         num_nodes: nodes of the quadrature, instead of 52 (96 in float64) or what `tolerance` asks for.
         threshold: :math:`\theta`, broadcasts against ``batch``; minus infinity for none.
         allowed: boolean, broadcasts against ``(*batch, K)``: categories that may win. Others take no
             part and get -inf. Where the last one is not allowed there is no threshold.
         max_elements: size of the largest tensors that are held, K x nodes for each problem. Batches
-            that need more are computed in chunks, and computed again in the backward pass.
+            that need more are computed in chunks, and computed again in the backward pass (not under
+            `torch.func.grad`, which keeps them all). A single problem is not divided.
         validate_args: whether to check values, by default as `torch.distributions` does.
 
     Returns:
