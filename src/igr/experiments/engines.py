@@ -200,7 +200,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix not in (".lock", ".tmp")
+        if path.is_file() and not path.name.endswith((".lock", ".tmp"))
     }
 
 
