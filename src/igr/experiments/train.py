@@ -219,7 +219,7 @@ class StackTrainer:
             if stop():
                 raise EpochStopped
             self._set_learning_rate(step)
-            log_likelihood, kl = self.step(x, noise)
+            log_likelihood, kl = self._take_step(x, noise)
             totals[0] += log_likelihood
             totals[1] += kl
             advance()
