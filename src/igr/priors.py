@@ -113,7 +113,7 @@ def match(
     >>> from igr import SoftmaxIGR
     >>> prior = match(torch.full((10,), 0.1), SoftmaxIGR, temperature=0.1)
     >>> prior.loc[0]
-    tensor(-0.7529)
+    tensor(-0.7530)
     """
     _check_how(how)
     made_of = family.func if isinstance(family, functools.partial) else family
@@ -479,7 +479,7 @@ def fit(
         optimizer.step()
         course.append(loss.detach())
         if callback is not None:
-            callback(step, float(loss))
+            callback(step, loss.item())
     return Fit(torch.stack(course), closeness)
 
 

@@ -1,0 +1,371 @@
+"""Countably infinite support: samples of their own length, parameters that grow, errata E4 and E5."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Poisson, kl_divergence
+
+import igr
+from igr import CountableIGR, functional
+from igr.countable import PrecisionWarning
+from igr.nn import CountableParameters
+
+D = torch.float64
+CLOSINGS = {
+    "sharpen": igr.Sharpen,
+    "paper": igr.SoftmaxPlusPlus,
+    "paper, delta": functools.partial(igr.SoftmaxPlusPlus, delta=0.5),
+}
+closings = pytest.mark.parametrize("closing", CLOSINGS.values(), ids=CLOSINGS.keys())
+
+
+def some_parameters(n: int = 12, dtype: torch.dtype = D) -> CountableParameters:
+    generator = torch.Generator().manual_seed(1)
+    loc = torch.randn(n, dtype=dtype, generator=generator) - 0.5
+    return CountableParameters(4, loc=loc, scale=0.7, dtype=dtype)
+
+
+@closings
+def test_samples_are_those_of_the_finite_form_with_their_own_number_of_breaks(closing: Any) -> None:
+    parameters = some_parameters()
+    parameters.grow(64)  # the noise of a draw comes in one piece where it need not grow
+    q = CountableIGR(parameters, 0.3, closing)
+    torch.manual_seed(4)
+    z = q.rsample((200,))
+    torch.manual_seed(4)
+    noise = q._noise((200,))[0]
+    assert q.num_used is not None
+    assert z.shape == (200, int(q.num_used.max()) + 1)
+    for i in range(200):
+        k = int(q.num_used[i])
+        loc, scale = parameters.values(k)
+        y = loc + scale * noise[i, :k]
+        # The rule of the cut, by the plain products of (16).
+        u = torch.sigmoid(y)
+        w = u * torch.cat([torch.ones(1, dtype=D), torch.cumprod(1 - u, 0)[:-1]])
+        assert w[:-1].sum() <= parameters.precision < w.sum()
+        finite = igr.Compose([igr.StickBreaking(), closing(0.3)])(y)
+        assert torch.allclose(z[i, : k + 1], finite, rtol=1e-12, atol=1e-15)
+        assert (z[i, k + 1 :] == 0).all()
+    assert (z.sum(-1) - 1).abs().max() < 1e-12
+
+
+@closings
+def test_only_the_coordinates_used_get_a_gradient(closing: Any) -> None:
+    parameters = some_parameters()
+    parameters.grow(32)
+    q = CountableIGR(parameters, 0.3, closing)
+    z = q.rsample((5,))
+    assert q.num_used is not None
+    most = int(q.num_used.max())
+    (z * torch.randn_like(z)).sum().backward()
+    gradients = [p.grad for p in parameters.parameters()]
+    held = 0
+    for loc, log_scale in zip(parameters._loc, parameters._log_scale, strict=True):
+        for block in (loc, log_scale):
+            if held >= most:
+                assert block.grad is None
+            else:
+                used = min(block.shape[0], most - held)
+                assert (block.grad[:used] != 0).all()
+                assert (block.grad[used:] == 0).all()
+        held += loc.shape[0]
+    assert any(g is None for g in gradients)
+
+
+@closings
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.05])
+def test_density_of_own_samples_agrees_with_that_of_points(
+    closing: Any, temperature: float
+) -> None:
+    q = CountableIGR(some_parameters(), temperature, closing)
+    log_z, log_prob = q.rsample_log_and_log_prob((500,))
+    assert log_prob.isfinite().all()
+    assert torch.allclose(q.log_prob(log_value=log_z), log_prob, rtol=1e-6, atol=1e-6)
+
+
+def test_density_sums_and_integrates_to_one() -> None:
+    """Importance sampling from another of the family: within 4.5 standard errors, 1 seed in 150,000 fails."""
+    q = CountableIGR(some_parameters(), 0.5)
+    loc = some_parameters().prior_loc + 0.1
+    p = CountableIGR(CountableParameters(16, loc=loc, scale=0.85, dtype=D), 0.5)
+    log_z, log_p = p.rsample_log_and_log_prob((20_000,))
+    weights = (q.log_prob(log_value=log_z) - log_p).exp()
+    assert abs(weights.mean() - 1) < 4.5 * weights.std() / 20_000**0.5
+    assert weights.std() / 20_000**0.5 < 0.05
+
+
+def test_points_outside_the_image_have_no_density() -> None:
+    q = CountableIGR(some_parameters(), 0.5)
+    z = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.5, 0.0, 0.4, 0.1], [1.0, 0.0, 0.0, 0.0]], dtype=D)
+    # Much is left of the stick; a zero in between; nothing is left.
+    assert (q.log_prob(z) == -torch.inf).all()
+
+
+def test_paper_sum_diverges_and_sharpen_needs_no_cut() -> None:
+    """E4: the denominator of (18) grows with each coordinate; that of Sharpen has a limit."""
+    sizes = (10, 1_000, 100_000)
+    paper, sharp = [], []
+    for n in sizes:
+        log_w = functional.log_stick_breaking(torch.full((n,), -1.0, dtype=D))[:-1]
+        paper.append(float((log_w.exp() / 0.3).exp().sum()))
+        sharp.append(float((log_w / 0.3).exp().sum()))
+    assert all(total >= n for total, n in zip(paper, sizes, strict=True))
+    assert sharp[1] == pytest.approx(sharp[2], abs=1e-12)
+    assert max(sharp) <= 1
+    # What the cut leaves out is bounded by the entry for what is left.
+    q = CountableIGR(some_parameters(), 0.5)
+    log_z = q.rsample_log((100,))
+    assert q.num_used is not None
+    rest = log_z.gather(-1, q.num_used.unsqueeze(-1)).exp().squeeze(-1)
+    torch.manual_seed(8)
+    loc, scale = q.parameters.values(60)  # type: ignore[union-attr]
+    for i in range(100):
+        k = int(q.num_used[i])
+        first = functional.log_sharpen_inverse(log_z[i, : k + 1], 0.5)
+        y = loc + scale * torch.randn(60, dtype=D)
+        y[:k] = functional.log_stick_breaking_inverse(first)
+        whole = functional.log_sharpen(functional.log_stick_breaking(y), 0.5).exp()
+        assert whole[k:].sum() <= rest[i] * (1 + 1e-9)
+
+
+def test_paper_map_never_chooses_what_is_left() -> None:
+    """E5: with a maximum of one break (18) always chooses the first; Sharpen chooses both."""
+    pair = (torch.tensor([0.0]), torch.tensor([1.0]))
+    paper = CountableIGR(pair, 0.05, igr.SoftmaxPlusPlus)
+    sharp = CountableIGR(pair, 0.05)
+    with pytest.warns(PrecisionWarning):
+        log_z = paper.rsample_log((2000,))
+    mistaken = paper.hard(log_value=log_z).mean(0)
+    with pytest.warns(PrecisionWarning):
+        log_z = sharp.rsample_log((2000,))
+    mended = sharp.hard(log_value=log_z).mean(0)
+    assert mistaken.tolist() == [1.0, 0.0]
+    assert abs(mended[0] - 0.5) < 4.5 * 0.5 / 2000**0.5
+
+
+@closings
+def test_recovered_distribution(closing: Any) -> None:
+    """Exact against counted, within 4.5 standard errors and what may win beyond the cut."""
+    q = CountableIGR(some_parameters(), 0.2, closing)
+    counted = q.discrete(num_samples=20_000)
+    with torch.no_grad():
+        exact = q.discrete()
+    assert exact.standard_error is None
+    assert counted.standard_error is not None
+    assert exact.probs.sum() == pytest.approx(1)
+    off = (counted.probs - exact.probs).abs()
+    floor = (exact.probs.clamp_max(0.5) / 20_000).sqrt() + 1 / 20_000
+    assert (off < 4.5 * torch.maximum(counted.standard_error, floor) + 1e-4).all()
+
+
+def test_kl_is_that_of_the_gaussians_and_zero_where_not_visited() -> None:
+    q, p = some_parameters(), some_parameters()
+    with torch.no_grad():
+        q._loc[0] += torch.tensor([0.3, -0.2, 0.1, 0.5])
+    kl = kl_divergence(CountableIGR(q, 0.3), CountableIGR(p, 0.3))
+    by_hand = ((q.loc - p.loc) / 0.7).square().sum() / 2
+    assert torch.allclose(kl, by_hand)
+    q.grow(64)
+    assert torch.allclose(kl_divergence(CountableIGR(q, 0.3), CountableIGR(p, 0.3)), by_hand)
+    assert torch.allclose(kl_divergence(CountableIGR(p, 0.3), CountableIGR(q, 0.3)), by_hand)
+    with pytest.raises(NotImplementedError, match="maps onto the simplex differ"):
+        kl_divergence(CountableIGR(q, 0.3), CountableIGR(p, 0.3, igr.SoftmaxPlusPlus))
+    other = CountableParameters(4, loc=1.0, dtype=D)
+    with pytest.raises(ValueError, match="different priors"):
+        kl_divergence(CountableIGR(q, 0.3), CountableIGR(other, 0.3))
+
+
+def test_kl_agrees_with_monte_carlo_where_the_cut_is_late() -> None:
+    """The cut sample has seen all coordinates that differ: within 4.5 standard errors."""
+    q, p = some_parameters(), some_parameters()
+    with torch.no_grad():
+        q._loc[0][:2] += torch.tensor([0.4, -0.3])
+        for parameters in (q, p):
+            parameters._loc[0][:2] -= 3.0
+    a, b = CountableIGR(q, 0.4), CountableIGR(p, 0.4)
+    log_z, log_q = a.rsample_log_and_log_prob((20_000,))
+    terms = log_q - b.log_prob(log_value=log_z)
+    kl = kl_divergence(a, b)
+    assert abs(terms.mean() - kl) < 4.5 * terms.std() / 20_000**0.5
+
+
+def test_blocks_join_the_optimiser_without_resizing() -> None:
+    parameters = CountableParameters(initial=4, loc=-2.0)
+    optimizer = torch.optim.Adam(parameters.parameters(), lr=0.05, betas=(0.8, 0.9))
+    parameters.register_optimizer(optimizer)
+    seen: list[int] = []
+    parameters.on_grow(lambda block: seen.append(block[0].shape[0]))
+    for _ in range(3):
+        q = CountableIGR(parameters, 0.5)
+        z = q.rsample((20,))
+        optimizer.zero_grad()
+        (z[:, 0].mean() - 0.5).square().backward()
+        optimizer.step()
+    assert seen[:2] == [4, 8]
+    assert len(optimizer.param_groups) == 1 + len(seen)
+    assert all(g["lr"] == 0.05 and g["betas"] == (0.8, 0.9) for g in optimizer.param_groups)
+    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
+    assert held == {id(p) for p in parameters.parameters()}
+    for p, state in optimizer.state.items():
+        assert state["exp_avg"].shape == p.shape
+    stranger = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
+    with pytest.raises(ValueError, match="optimizer: expected one that holds"):
+        parameters.register_optimizer(stranger)
+
+
+@pytest.mark.parametrize("initial", [4, 7, 64])
+def test_saved_with_any_number_of_blocks(initial: int) -> None:
+    source = some_parameters()
+    source.grow(40)
+    with torch.no_grad():
+        for p in source.parameters():
+            p += torch.randn_like(p)
+    target = CountableParameters(initial, dtype=D)
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    target.load_state_dict(torch.load(file))
+    assert torch.equal(target.loc, source.loc)
+    assert torch.equal(target.scale, source.scale)
+    assert torch.equal(target.prior(50)[0], source.prior(50)[0])
+
+
+def test_copies_are_separate() -> None:
+    parameters = some_parameters()
+    optimizer = torch.optim.SGD(parameters.parameters(), lr=0.1)
+    parameters.register_optimizer(optimizer)
+    for other in (copy.deepcopy(parameters), pickle.loads(pickle.dumps(parameters))):
+        other.grow(32)
+        assert torch.equal(other.loc[:4], parameters.loc)
+        assert parameters.num_coordinates == 4
+        assert len(optimizer.param_groups) == 1
+    q = pickle.loads(pickle.dumps(CountableIGR(parameters, 0.3)))
+    assert q.rsample((3,)).shape[0] == 3
+
+
+def test_batched_parameters_come_as_tensors() -> None:
+    loc = torch.randn(6, 40, dtype=D).requires_grad_()
+    scale = torch.ones(6, 40, dtype=D)
+    temperature = torch.full((2, 1), 0.3, dtype=D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q = CountableIGR((loc, scale), temperature, precision=0.9)
+        z, log_prob = q.rsample_and_log_prob((5,))
+    assert q.batch_shape == (2, 6)
+    assert z.shape[:-1] == log_prob.shape == (5, 2, 6)
+    assert q.num_used is not None
+    assert q.num_used.shape == (5, 2, 6)
+    assert torch.allclose(z.sum(-1), torch.ones(5, 2, 6, dtype=D))
+    (z[..., 0].sum() + log_prob.sum()).backward()
+    assert loc.grad is not None
+    assert loc.grad.isfinite().all()
+    most = q.num_used.amax((0, 1))
+    position = torch.arange(40)
+    assert (loc.grad[position >= most.unsqueeze(-1)] == 0).all()
+    p = CountableIGR(CountableParameters(4, dtype=D), temperature, precision=None)
+    kl = kl_divergence(q, CountableIGR(p.parameters, temperature))
+    assert torch.allclose(kl, 0.5 * loc.square().sum(-1).expand(2, 6))
+    assert q.expand((3, 2, 6)).rsample().shape[:-1] == (3, 2, 6)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_running_past_a_maximum_says_by_how_much(learned: bool) -> None:
+    loc, scale = torch.full((8,), -2.0), torch.ones(8)
+    parameters: Any = (
+        CountableParameters(4, maximum=8, loc=loc, scale=scale) if learned else (loc, scale)
+    )
+    q = CountableIGR(parameters, 0.5)
+    with pytest.warns(
+        PrecisionWarning, match=r"% of the samples .* of 8 coordinates: up to 0\.\d+"
+    ):
+        z = q.rsample((50,))
+    assert z.shape == (50, 9)
+    assert q.num_coordinates == 8
+    assert z.sum(-1).sub(1).abs().max() < 1e-6
+    assert q.event_shape == (9,)
+
+
+def test_a_stick_that_is_never_used_up_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="do not reach the precision"):
+        CountableIGR(CountableParameters(2**19, loc=-100.0), 0.5).rsample()
+
+
+@closings
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+def test_low_temperatures_and_half_precision(
+    closing: Any, dtype: torch.dtype, temperature: float
+) -> None:
+    parameters = some_parameters(dtype=dtype)
+    q = CountableIGR(parameters, temperature, closing)
+    z, log_prob = q.rsample_and_log_prob((500,))
+    assert z.dtype == dtype
+    assert z.isfinite().all()
+    assert log_prob.isfinite().all()
+    (z.float().square().mean() + log_prob.mean()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in parameters.parameters())
+
+
+def test_a_temperature_can_be_learned() -> None:
+    temperature = torch.tensor(0.5, dtype=D, requires_grad=True)
+
+    def total(temperature: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return CountableIGR(some_parameters(), temperature).rsample((20,)).square().sum()
+
+    (found,) = torch.autograd.grad(total(temperature), temperature)
+    with torch.no_grad():
+        expected = (total(temperature + 1e-6) - total(temperature - 1e-6)) / 2e-6
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_straight_through_and_hard() -> None:
+    q = CountableIGR(some_parameters(), 0.1)
+    hard = q.straight_through((100,))
+    assert torch.allclose(hard.sum(-1), torch.ones(100, dtype=D))
+    assert set(hard.detach().round(decimals=9).unique().tolist()) == {0.0, 1.0}
+    assert hard.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CountableParameters(0), "initial: expected"),
+        (lambda: CountableParameters(4, maximum=2), "maximum: expected"),
+        (lambda: CountableParameters(precision=1.0), "precision: expected"),
+        (lambda: CountableParameters(scale=0.0), "scale: expected"),
+        (lambda: CountableIGR(CountableParameters(), 0.0), "temperature: expected"),
+        (lambda: CountableIGR(CountableParameters(), 1.5), "temperature: expected"),
+        (lambda: CountableIGR(CountableParameters(), 0.5, precision=0.9), "precision: expected"),
+        (lambda: CountableIGR((torch.zeros(3), torch.zeros(3)), 0.5), "scale: expected"),
+        (lambda: CountableIGR((torch.zeros(3), torch.ones(2)), 0.5), "expected shapes"),
+        (lambda: CountableIGR(CountableParameters(), 0.5).discrete(1), "num_samples: expected"),
+        (lambda: CountableIGR(CountableParameters(), 0.5).log_prob(), "exactly one"),
+    ],
+)
+def test_errors_name_the_argument(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_fits_poisson_from_scratch_by_growing() -> None:
+    """What is learned needs more coordinates than there were: blocks come, and a KL to a prior stays finite."""
+    parameters = CountableParameters(4)
+    prior = CountableParameters(4)
+    target = Poisson(torch.tensor(6.0))
+    igr.priors.fit(
+        lambda: CountableIGR(parameters, 0.3), parameters, target, num_steps=60, every=60
+    )
+    assert parameters.num_coordinates > 4
+    kl = kl_divergence(CountableIGR(parameters, 0.3), CountableIGR(prior, 0.3))
+    assert 0 < kl < 1e3
