@@ -447,7 +447,7 @@ class SoftmaxIGR(IGR):
         validate_args: bool | None = None,
     ) -> None:
         allowed = _check_allowed(allowed, loc, validate_args)
-        transform = SoftmaxPlusPlus(temperature, delta, allowed)
+        transform = SoftmaxPlusPlus(temperature, delta, allowed, validate_args)
         super().__init__(loc, scale, transform, validate_args)
 
     @property
@@ -498,7 +498,12 @@ class SoftmaxIGR(IGR):
             tolerance, num_nodes: see `igr.discrete.argmax_log_probs`.
         """
         log_probs = argmax_log_probs(
-            self.loc, self.scale, tolerance=tolerance, num_nodes=num_nodes, allowed=self.allowed
+            self.loc,
+            self.scale,
+            tolerance=tolerance,
+            num_nodes=num_nodes,
+            allowed=self.allowed,
+            validate_args=False,  # checked when this was constructed
         )
         return RecoveredCategorical(logits=log_probs)
 
@@ -534,7 +539,8 @@ class StickBreakingIGR(IGR):
         delta: float | Tensor = 1.0,
         validate_args: bool | None = None,
     ) -> None:
-        transform = Compose([StickBreaking(), SoftmaxPlusPlus(temperature, delta)])
+        close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
+        transform = Compose([StickBreaking(), close])
         super().__init__(loc, scale, transform, validate_args)
 
     def discrete(self) -> RecoveredCategorical:  # type: ignore[override]  # exact: no samples to ask for
@@ -570,7 +576,8 @@ class SharpStickBreakingIGR(IGR):
         validate_args: bool | None = None,
     ) -> None:
         allowed = _check_allowed(allowed, loc, validate_args)
-        transform = Compose([StickBreaking(allowed), Sharpen(temperature, allowed)])
+        sharpen = Sharpen(temperature, allowed, validate_args)
+        transform = Compose([StickBreaking(allowed), sharpen])
         super().__init__(loc, scale, transform, validate_args)
 
     @property
@@ -615,7 +622,8 @@ class PlanarIGR(IGR):
         validate_args: bool | None = None,
     ) -> None:
         flows = [flow] if isinstance(flow, Transform) else list(flow)
-        transform = Compose([*flows, SoftmaxPlusPlus(temperature, delta)])
+        close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
+        transform = Compose([*flows, close])
         super().__init__(loc, scale, transform, validate_args)
 
 

@@ -190,9 +190,14 @@ class _ToSimplex(StableTransform):
 
     codomain = simplex
 
-    def __init__(self, temperature: float | Tensor, allowed: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        allowed: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
         super().__init__()
-        _checks.positive("temperature", temperature)
+        _checks.positive("temperature", temperature, validate_args)
         self.temperature = temperature
         self.allowed = allowed
 
@@ -212,6 +217,7 @@ class SoftmaxPlusPlus(_ToSimplex):
         temperature: positive number or tensor that broadcasts against the batch.
         delta: likewise.
         allowed: boolean ``(*batch, K)``; categories that are not allowed get exactly 0.
+        validate_args: check the values of tensors, which waits for a GPU; torch's default where None.
 
     Raises:
         ValueError: if `temperature` or `delta` is not positive.
@@ -228,9 +234,10 @@ class SoftmaxPlusPlus(_ToSimplex):
         temperature: float | Tensor,
         delta: float | Tensor = 1.0,
         allowed: Tensor | None = None,
+        validate_args: bool | None = None,
     ) -> None:
-        super().__init__(temperature, allowed)
-        _checks.positive("delta", delta)
+        super().__init__(temperature, allowed, validate_args)
+        _checks.positive("delta", delta, validate_args)
         self.delta = delta
 
     def forward_stable(self, x: Tensor) -> Tensor:
