@@ -1,6 +1,6 @@
 """Invertible Gaussian Reparameterization: relaxed categorical variables from Gaussian noise."""
 
-from igr import constraints, functional, kl, nn, objectives, priors
+from igr import constraints, discrete, estimators, functional, kl, nn, objectives, priors
 from igr.countable import CountableIGR
 from igr.distributions import (
     IGR,
@@ -45,7 +45,9 @@ __all__ = [
     "StickBreakingIGR",
     "VertexInterpolation",
     "constraints",
+    "discrete",
     "elbo",
+    "estimators",
     "functional",
     "importance_weighted_bound",
     "kl",
