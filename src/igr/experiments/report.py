@@ -134,7 +134,9 @@ def _section(table: Table, entries: Sequence[Entry], setups: _Setups) -> _Sectio
     for dataset in table.columns:
         mine = [entry for entry in entries if entry.column.dataset == dataset]
         column = mine[0].column
-        groups.append(_Group(column.label, [_line(entry, setups) for entry in mine], column.errata))
+        stand_in = next((e.record["scale"]["stand_in"] for e in mine if e.record), None)
+        label = column.label + (f" ({stand_in} in its place)" if stand_in else "")
+        groups.append(_Group(label, [_line(entry, setups) for entry in mine], column.errata))
     used = dict.fromkeys(key for entry in entries for key in (*entry.table.errata, *entry.errata))
     return _Section(
         name=table.name,
