@@ -11,7 +11,15 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from igr import GumbelSoftmax, SharpStickBreakingIGR, SoftmaxIGR, StickBreakingIGR, monte_carlo_kl
+from igr import (
+    GumbelSoftmax,
+    Planar,
+    PlanarIGR,
+    SharpStickBreakingIGR,
+    SoftmaxIGR,
+    StickBreakingIGR,
+    monte_carlo_kl,
+)
 from igr import estimators as E
 from igr.estimators import (
     ControlNetwork,
@@ -837,9 +845,15 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
         ),
         (
             lambda: Reinforce()(
-                SharpStickBreakingIGR(torch.zeros(2), torch.ones(2), 0.5), lambda b: b[..., 0]
+                PlanarIGR(
+                    torch.zeros(2),
+                    torch.ones(2),
+                    0.5,
+                    Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0)),
+                ),
+                lambda b: b[..., 0],
             ),
-            "q: Reinforce needs the gradient of the categories' probabilities, and SharpStickBreakingIGR",
+            "q: Reinforce needs the gradient of the categories' probabilities, and PlanarIGR",
         ),
         (
             lambda: Pathwise()(torch.distributions.Bernoulli(torch.tensor(0.5)), lambda b: b),

@@ -644,22 +644,24 @@ class Rebar(_ControlVariate):
               + \eta \nabla_\theta f(\tilde z) - \eta \nabla_\theta f(\tilde z_b) + \nabla_\theta f_\theta(b)
 
     with :math:`\tilde z` the relaxed sample that b is the category of and :math:`\tilde z_b` another one given that
-    category. Unbiased, whatever :math:`\eta` and the temperature of the control variate are. Both are parameters of
-    this module; their gradient, that of the estimator's mean square, arrives with ``loss.backward()`` like all others,
-    at the cost of one more backward pass. Give them to an optimiser of their own. f is evaluated three times per
-    sample, and must be differentiable on the simplex.
+    category. To :math:`\eta f` a constant baseline is added, 0 to begin with. Unbiased, whatever :math:`\eta`, the
+    constant and the temperature of the control variate are. All three are parameters of this module; their gradient,
+    that of the estimator's mean square, arrives with ``loss.backward()`` like all others, at the cost of one more
+    backward pass. Give them to an optimiser of their own. f is evaluated three times per sample, and must be
+    differentiable on the simplex.
 
     Args:
         temperature: of the control variate, to begin with; a number or a tensor that broadcasts against the batch
             shape of q, such as one for each run of a stack. The temperature of q itself plays no part.
         eta: to begin with; likewise, against the shape that f returns.
         tied: :math:`\tilde z_b` uses the conditional noise that leads to :math:`\tilde z` itself, so that the two
-            differ in their derivatives only and most of the noise in the difference of gradients cancels; otherwise
-            it is a new draw. Both are exact.
+            differ in their derivatives only and what they share cancels; for IGR it is cheaper, too, for nothing has
+            to be inverted. Otherwise it is a new draw. Both are exact.
 
     Source: Tucker et al. (2017); for IGR, the conditional draw and the probabilities are those of Proposition 2.
 
-    Differs from the paper: see `Relax`.
+    Differs from the source: it has no constant baseline, without which nothing is gained where f is nearly the same
+    at all one-hot vectors but not in between. Differs from the paper: see `Relax`.
 
     Example:
         >>> from igr import SoftmaxIGR
@@ -681,9 +683,10 @@ class Rebar(_ControlVariate):
     ) -> None:
         super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
         self.eta = nn.Parameter(torch.as_tensor(eta, dtype=torch.get_default_dtype()).clone())
+        self.offset = nn.Parameter(torch.zeros_like(self.eta))
 
     def _control(self, f: Objective, z: Tensor, batch_shape: torch.Size) -> Tensor:
-        return self.eta * self._evaluate(f, z, batch_shape)
+        return self.eta * self._evaluate(f, z, batch_shape) + self.offset
 
 
 class Relax(_ControlVariate):
