@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 from pathlib import Path
 
@@ -234,6 +235,42 @@ def test_worker_processes_leave_the_same_records(tmp_path):
         cli.main([*common, "--workers", workers, "--out", str(tmp_path / workers)])
     one, two = (sweep.read_cells(tmp_path / workers) for workers in ("1", "2"))
     assert [c["runs"][0]["bound"] for c in one] == [c["runs"][0]["bound"] for c in two]
+
+
+def _entry(row: str, seconds: float, **scale: object) -> reproduce.Entry:
+    table = TABLES["table1"]
+    record = {
+        "scale": {"name": "short", "epochs": 5, "train_images": 0, **scale},
+        "runs": [{"seconds_per_epoch": seconds, "side_by_side": 2}],
+    }
+    found = next(each for each in table.rows if each.name == row)
+    return reproduce.Entry(table, found, specs.COLUMNS["mnist"], record)
+
+
+def test_times_are_compared_where_the_set_up_is_the_same():
+    entries = [_entry("igr-i", 1.1), _entry("igr-planar", 1.3), _entry("gs", 1.0)]
+    entries += [_entry("gs+sl", 9.0), _entry("igr-sb", 9.0, epochs=7), _entry("gs", 9.0, epochs=1)]
+    (timing,) = reproduce.timings(entries)
+    ratios = {entry.row.name: round(timing.ratio(entry), 6) for entry in timing.entries}
+    assert ratios == {"igr-i": 1.1, "igr-planar": 1.3, "gs": 1.0}
+
+
+def test_the_most_complete_record_is_shown():
+    def record(**changes):
+        full = {"name": "full", "stand_in": None, "epochs": 100, "train_images": 0}
+        scale = {**full, "test_images": 0, "temperatures": [0.1], "lrs": [1e-3], **changes}
+        return {"scale": scale, "runs": [{}] * 5}
+
+    in_order = [
+        record(stand_in="digits"),
+        record(name="short", train_images=10_000),
+        record(name="full", epochs=5),
+        record(test_images=500),
+        record(),
+        record(temperatures=[0.1, 0.5]),
+    ]
+    shuffled = random.Random(0).sample(in_order, len(in_order))
+    assert sorted(shuffled, key=reproduce._worth) == in_order
 
 
 def test_scales_are_in_order():

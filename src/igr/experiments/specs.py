@@ -437,7 +437,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 1: Poisson(50) by IGR-SB and by Gumbel-Softmax",
                 "poisson-50",
                 (*_INFINITE_IGR, *_INFINITE_GS),
-                "Left before, right after 1,000 steps. IGR-SB breaks sticks far beyond what the target needs, so no"
+                "Left at the start, right fitted. IGR-SB breaks sticks far beyond what the target needs, so no"
                 " number of categories is chosen; a start at random concentrates to the left, because sticks are"
                 " broken from there.",
                 ("E3", "E4"),
@@ -457,7 +457,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 3: Binomial(12, 0.3) by IGR",
                 "binomial-12-0.3",
                 _FINITE_IGR,
-                "Left before, right after 1,000 steps.",
+                "Left at the start, right fitted.",
                 ("E3", "E5"),
             ),
             ApproximationFigure(
@@ -465,7 +465,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 4: Binomial(12, 0.3) by Gumbel-Softmax",
                 "binomial-12-0.3",
                 _FINITE_GS,
-                "Left before, right after 1,000 steps.",
+                "Left at the start, right fitted.",
                 ("E3",),
             ),
             ApproximationFigure(
@@ -473,7 +473,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 5: a distribution of ten categories by IGR",
                 "ten-categories",
                 _FINITE_IGR,
-                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left before, right after 1,000 steps.",
+                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left at the start, right fitted.",
                 ("E3", "E5"),
             ),
             ApproximationFigure(
@@ -481,7 +481,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 6: a distribution of ten categories by Gumbel-Softmax",
                 "ten-categories",
                 _FINITE_GS,
-                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left before, right after 1,000 steps.",
+                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left at the start, right fitted.",
                 ("E3",),
             ),
             ApproximationFigure(
@@ -489,7 +489,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 7: NegativeBinomial(50, 0.6) by IGR-SB",
                 "negative-binomial-50-0.6",
                 _INFINITE_IGR,
-                "Left before, right after 1,000 steps. IGR-SB breaks sticks far beyond what the target needs, so no"
+                "Left at the start, right fitted. IGR-SB breaks sticks far beyond what the target needs, so no"
                 " number of categories is chosen.",
                 ("E3", "E4"),
             ),
@@ -498,7 +498,7 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 8: NegativeBinomial(50, 0.6) by Gumbel-Softmax",
                 "negative-binomial-50-0.6",
                 _INFINITE_GS,
-                "Left before, right after 1,000 steps.",
+                "Left at the start, right fitted.",
                 ("E3", "caption of figure 8"),
             ),
         )
