@@ -39,6 +39,7 @@ from igr.functional import log_stick_breaking
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 __all__ = [
     "SUFFIXES",
@@ -532,7 +533,7 @@ def curve_picture(
             top = axes.get_ylim()[1]
             axes.set_ylim(min(finite) - 0.05 * (top - min(finite)), top)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("test ELBO of the relaxed model (nats per image)")
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(loc="lower right")
