@@ -513,7 +513,11 @@ class SoftmaxIGR(IGR):
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
         """
-        y = conditional.conditional_gaussian(self.loc, self.scale, onehot, allowed=self.allowed)
+        # Ahead by what the softmax may round away, so that hard(z) is the category that was given.
+        gap = conditional.rounding_gap(self.temperature, self.loc.dtype)
+        y = conditional.conditional_gaussian(
+            self.loc, self.scale, onehot, allowed=self.allowed, gap=gap
+        )
         return self._cast(self.transform.forward(y))
 
 
@@ -766,7 +770,10 @@ class GumbelSoftmax(Relaxation):
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
         """
-        scores = conditional.conditional_gumbel(functional.full_precision(self.logits), onehot)
+        gap = conditional.rounding_gap(self.temperature, self.logits.dtype)
+        scores = conditional.conditional_gumbel(
+            functional.full_precision(self.logits), onehot, gap=gap
+        )
         return self._cast(functional.softmax(scores / functional.lift(self.temperature)))
 
     def __repr__(self) -> str:
