@@ -38,6 +38,7 @@ def _fits(value: Tensor, loc: Tensor) -> bool:
 class _IGRSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         loc: Tensor,
         scale: Tensor,
         noise: Tensor,
@@ -54,12 +55,10 @@ class _IGRSoftmax(torch.autograd.Function):
         y.div_(temperature)
         x.narrow(dim, n, 1).fill_(last)
         x.sub_(x.amax(dim, keepdim=True)).exp_()
-        return x.div_(x.sum(dim, keepdim=True))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, noise, ctx.temperature, _, ctx.dim = inputs
-        ctx.save_for_backward(output, noise)
+        z = x.div_(x.sum(dim, keepdim=True))
+        ctx.temperature, ctx.dim = temperature, dim
+        ctx.save_for_backward(z, noise)
+        return z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,20 +89,24 @@ def igr_softmax(
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
     def forward(
-        loc: Tensor, scale: Tensor, loc0: float | Tensor, scale0: float | Tensor, dim: int
+        ctx: Any,
+        loc: Tensor,
+        scale: Tensor,
+        loc0: float | Tensor,
+        scale0: float | Tensor,
+        dim: int,
     ) -> Tensor:
-        distance = (loc - loc0).div_(scale0)
-        kl = torch.linalg.vecdot(distance, distance, dim=dim)
-        ratio = torch.div(scale, scale0, out=distance)
-        kl.add_(torch.linalg.vecdot(ratio, ratio, dim=dim)).sub_(loc.shape[dim]).mul_(0.5)
-        return kl.sub_(ratio.log_().sum(dim))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        loc, scale, loc0, scale0, ctx.dim = inputs
-        tensors = [x for x in (loc0, scale0) if isinstance(x, Tensor)]
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in (loc0, scale0)]
-        ctx.save_for_backward(loc, scale, *tensors)
+        ctx.dim = dim
+        ctx.save_for_backward(loc, scale, *(x for x in (loc0, scale0) if isinstance(x, Tensor)))
+        distance = loc - loc0
+        ratio = scale
+        if ctx.numbers[1] != 1:  # the usual prior saves two passes
+            distance.div_(scale0)
+            ratio = scale / scale0
+        kl = torch.linalg.vecdot(distance, distance, dim=dim)
+        kl.add_(torch.linalg.vecdot(ratio, ratio, dim=dim)).sub_(loc.shape[dim]).mul_(0.5)
+        return kl.sub_(torch.log(ratio, out=distance).sum(dim))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
