@@ -239,6 +239,35 @@ def test_ctrl_c_keeps_what_is_finished(
     assert_same_results(folder, whole)
 
 
+def test_a_demo_stopped_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], tuple[str, str]]
+) -> None:
+    folder = tmp_path / "demo"
+    command = ["demo", "--seeds", 1, "--epochs", 2, "--samples", 2, "--out", folder]
+    with monkeypatch.context() as patch:
+        at_step(20, lambda: signal.raise_signal(signal.SIGINT), patch)
+        assert igr_command(*command) == 130
+    assert "the same command goes on" in said()[1].splitlines()[-1]
+    steps, step = [], StackTrainer.step
+
+    def counted(self: StackTrainer, *arguments: torch.Tensor) -> object:
+        steps.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(StackTrainer, "step", counted)
+    monkeypatch.setattr(cli, "finish_sweep", fail_with(KeyboardInterrupt))
+    assert igr_command(*command) == 130
+    # 13 steps an epoch, two epochs, two families: all but the first epoch of the first.
+    assert len(steps) == 3 * 13
+
+
+def fail_with(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("step", [1, 20])

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -405,27 +405,31 @@ def demo(
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder for everything that comes out.")
     ] = Path("igr-demo"),
-    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 300,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 200,
     seeds: Annotated[int, typer.Option(help="Seeds of each family and temperature.")] = 3,
     samples: Samples = 1000,
-    threads: Threads = 0,
+    threads: Threads = 1,
 ) -> None:
     """Train discrete VAEs with IGR and with Gumbel-Softmax on scanned digits and compare them."""
     set_threads(threads)
     config = SweepConfig(
         dataset="digits",
         families=("igr-i", "gs"),
-        temperatures=(0.1, 0.3, 0.5, 1.0),
+        temperatures=(0.1, 0.25, 0.5, 1.0, 1.5),
         seeds=seeds,
         epochs=epochs,
-        lr=1e-3,
+        lr=3e-3,
         held_out=200,
     )
     path = check_out(out_folder)
     start = time.perf_counter()
-    if (path / DEMO_MARK).exists():
+    resume = is_unfinished_demo(path, config)
+    if not resume and (path / DEMO_MARK).exists():
         SweepFolder(path).remove(DEMO_MARK)
-    folder, rows = run_sweep(config, path, samples=samples, is_demo=True)
+    try:
+        folder, rows = run_sweep(config, path, resume=resume, samples=samples, is_demo=True)
+    except Interrupted as stopped:
+        fail(f"stopped after epoch {stopped}; the same command goes on from there", 130)
     groups = grouped(rows)
     chosen = [
         max((g for g in groups if g.family == family), key=lambda g: g.held_out)
@@ -453,6 +457,14 @@ def demo(
         out,
         f"All records: {folder.path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all.",
     )
+
+
+def is_unfinished_demo(path: Path, config: SweepConfig) -> bool:
+    """Whether `path` holds this very demo, stopped on its way."""
+    if not (path / "config.json").exists():
+        return False
+    folder = SweepFolder(path)
+    return folder.config == config and not all(folder.run(r).finished for r in config.runs())
 
 
 def verdict(first: Group, second: Group) -> str:
@@ -574,11 +586,13 @@ cli_reproduce.register(app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is one line on standard error and exit code 2."""
     try:
-        app(
+        code = app(
             list(sys.argv[1:] if arguments is None else arguments),
             prog_name="igr",
             standalone_mode=False,
         )
+        if code == 130:  # what newer versions of typer make of Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except Interrupted as stopped:
         fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)
@@ -598,7 +612,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         fail(f"{error.strerror}: {error.filename or 'standard output'}")
 
 
-def fail(message: str, code: int = 2) -> None:
+def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on standard error."""
     print(f"igr: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code) from None

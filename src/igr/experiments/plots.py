@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from functools import singledispatch
 
 import matplotlib
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from igr.experiments.records import RunFolder, SweepFolder, write_atomically
 from igr.experiments.sop import StackedSOP
 
 matplotlib.use("Agg")
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 __all__ = ["draw_run", "draw_sweep"]
@@ -28,9 +31,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def _grid(images: Tensor) -> Tensor:
-    """Images ``(rows, columns, H, W)`` side by side, a white line between them."""
+    """Images ``(rows, columns, H, W)`` side by side, a grey line between them."""
     rows, columns, height, width = images.shape
-    padded = torch.ones(rows, columns, height + 2, width + 2)
+    padded = torch.full((rows, columns, height + 2, width + 2), 0.3)
     padded[:, :, 1:-1, 1:-1] = images
     return padded.permute(0, 2, 1, 3).reshape(rows * (height + 2), columns * (width + 2))
 
@@ -52,19 +55,42 @@ def _picture(images: Tensor, title: str, labels: Sequence[str] = ()) -> Figure:
 
 
 def _curves(runs: Sequence[RunFolder]) -> Figure:
-    figure = Figure(figsize=(6, 4))
-    axes = figure.add_axes((0.13, 0.13, 0.84, 0.84))
-    for run in runs:
-        rows = run.metrics()
-        rows = rows[1:] or rows  # the first epoch is far off and would flatten the rest
-        config = run.config
-        label = f"{config.family}, temperature {config.temperature:g}, seed {config.seed}"
-        axes.plot([r["epoch"] for r in rows], [r["elbo"] for r in rows], label=label, linewidth=1.2)
+    """Training curves: a colour for each family and temperature, a line for each seed."""
+    figure = Figure(figsize=(6.5, 4))
+    axes = figure.add_axes((0.12, 0.13, 0.85, 0.84))
+    curves = [(run.config, [row["elbo"] for row in run.metrics()]) for run in runs]
+    settings = list(dict.fromkeys((c.family, c.temperature) for c, _ in curves))
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(settings)))
+    labelled = set()
+    for config, elbo in curves:
+        setting = config.family, config.temperature
+        label = (
+            None if setting in labelled else f"{config.family}, temperature {config.temperature:g}"
+        )
+        labelled.add(setting)
+        colour = colours[settings.index(setting)]
+        axes.plot(range(1, len(elbo) + 1), elbo, color=colour, label=label, linewidth=1.2)
+
+    # A temperature far from the prior's has an ELBO far below all others, and what a run begins with is far below
+    # what it comes to: the picture shows where the best run has been, and half as much below.
+    best = max(
+        (elbo for _, elbo in curves if math.isfinite(elbo[-1])), key=lambda e: e[-1], default=[0]
+    )
+    top, low = max(best), best[min(1, len(best) - 1)]
+    if math.isfinite(low) and low < top:
+        bottom = low - 0.5 * (top - low)
+        axes.set_ylim(bottom, top + 0.05 * (top - bottom))
+        below = sum(not elbo[-1] > bottom for _, elbo in curves)
+        if below:
+            text = f"{below} of {len(curves)} runs end below"
+            axes.text(
+                0.99, 0.01, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=8
+            )
     axes.set_xlabel("epoch")
     axes.set_ylabel("training ELBO (nats per image)")
     axes.grid(alpha=0.3)
-    if len(runs) <= 12:
-        axes.legend(fontsize=7)
+    if len(settings) <= 12:
+        axes.legend(fontsize=7, ncols=2 if len(settings) > 6 else 1)
     return figure
 
 
