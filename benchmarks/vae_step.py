@@ -7,6 +7,7 @@ included. The floor of the bound is the decoder's products on one-hot codes that
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from harness import Row, compare, options, report
 from igr.experiments.config import RunConfig
 from igr.experiments.evaluate import score_images
 from igr.experiments.models import StackedVAE
-from igr.experiments.train import StackTrainer, build
+from igr.experiments.train import StackTrainer, build, flushed_denormals
 
 PIXELS, IMAGES, BATCH = 784, 6000, 100
 TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.25, 0.4, 0.5, 0.67, 0.85, 1.0)
@@ -129,11 +130,16 @@ def bound_row(architecture: str, images: Tensor, repeats: int, samples: int = 10
 
 def main() -> None:
     chosen = options(__doc__)
+    with flushed_denormals():
+        report("Training and evaluating a VAE", measure(chosen), chosen.json)
+
+
+def measure(chosen: argparse.Namespace) -> list[Row]:
     torch.manual_seed(0)
     images = (torch.rand(IMAGES, PIXELS) < 0.13).float()
     few = chosen.repeats or 11
     many = chosen.repeats or 201
-    rows = [
+    return [
         step_row("igr-i", 1, images, 1.5, many),
         step_row("gs", 1, images, 1.5, many),
         step_row("igr-i", 10, images, 1.4, 3 * few),
@@ -142,7 +148,6 @@ def main() -> None:
         bound_row("linear", images, few),
         bound_row("nonlinear", images, few),
     ]
-    report("Training and evaluating a VAE", rows, chosen.json)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,13 @@ from igr.experiments.estimation import ESTIMATORS, RELAXED
 from igr.experiments.families import FAMILIES
 from igr.experiments.likelihoods import LIKELIHOODS
 from igr.experiments.records import RecordError, RunFolder, SweepFolder, open_runs, write_atomically
-from igr.experiments.train import Interrupted, StopRequest, load_model, train_stack
+from igr.experiments.train import (
+    Interrupted,
+    StopRequest,
+    flushed_denormals,
+    load_model,
+    train_stack,
+)
 
 # Tables go to standard output; progress, notes and errors go to standard error.
 out = Console(highlight=False)
@@ -586,11 +592,12 @@ cli_reproduce.register(app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is one line on standard error and exit code 2."""
     try:
-        code = app(
-            list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="igr",
-            standalone_mode=False,
-        )
+        with flushed_denormals():  # here too, so that all threads are started so
+            code = app(
+                list(sys.argv[1:] if arguments is None else arguments),
+                prog_name="igr",
+                standalone_mode=False,
+            )
         if code == 130:  # what newer versions of typer make of Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
