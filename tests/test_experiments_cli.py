@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 import igr
-from igr.experiments import cli, records
+from igr.experiments import cli
 from igr.experiments.config import ConfigError, RunConfig, SweepConfig
 from igr.experiments.records import RecordError, RunFolder, SweepFolder, write_atomically
 from igr.experiments.train import StackTrainer
@@ -434,7 +434,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
 # Records
 
 
-@pytest.mark.parametrize("stage", ["mkstemp", "write", "fsync", "replace"])
+@pytest.mark.parametrize("stage", ["open", "write", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_content(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,10 +448,10 @@ def test_a_failed_write_leaves_the_old_content(
         write = fail  # type: ignore[assignment]
 
     with monkeypatch.context() as patch:
-        if stage == "mkstemp":
-            patch.setattr(records.tempfile, "mkstemp", fail)
+        if stage == "open":
+            patch.setattr(Path, "open", fail)
         elif stage == "write":
-            patch.setattr(os, "fdopen", lambda descriptor, _: (os.close(descriptor), Full())[1])
+            patch.setattr(Path, "open", lambda *_: Full())
         elif stage == "fsync":
             patch.setattr(os, "fsync", fail)
         else:

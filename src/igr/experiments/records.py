@@ -29,7 +29,7 @@ import json
 import os
 import platform
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""
     data = content.encode() if isinstance(content, str) else content
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            # Not by tempfile, whose files nobody else may read.
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
