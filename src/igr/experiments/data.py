@@ -68,9 +68,16 @@ class _Files:
     cache: Path
     download: bool
     notify: Callable[[str], None]
+    named_by: str  # what named the folder
 
     def find(self, archive: Archive) -> Path:
         """Path of the archive, downloaded if need be."""
+        # Checked here, since the embedded data set has no files to find.
+        if self.folder is not None and not self.folder.parent.is_dir():
+            raise DataError(
+                f"{self.named_by}: expected a folder that holds {self.dataset}/, "
+                f"got {self.folder.parent}, which is none"
+            )
         if self.folder is not None and (local := self.folder / archive.name).is_file():
             return local
         cached = self.cache / archive.name
@@ -599,7 +606,9 @@ def load(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"dataset: expected one of {', '.join(sources)}, got {name!r}{hint}")
     source = sources[name]
-    files = _Files(name, _data_folder(name, folder), _cache_folder(name, cache), download, notify)
+    where = _data_folder(name, folder)
+    named_by = "IGR_DATA" if folder is None else "folder"
+    files = _Files(name, where, _cache_folder(name, cache), download, notify, named_by)
     train = _to_float(source, source.images("train", files))
     return Dataset(name, source.shape, source.binary, source.citation, train, source, files)
 
@@ -608,9 +617,6 @@ def _data_folder(name: str, folder: str | os.PathLike[str] | None) -> Path | Non
     named = os.environ.get("IGR_DATA") if folder is None else folder
     if not named:
         return None
-    if not Path(named).is_dir():
-        what = "IGR_DATA" if folder is None else "folder"
-        raise DataError(f"{what}: expected a folder that holds {name}/, got {named}, which is none")
     return Path(named) / name
 
 
