@@ -40,7 +40,8 @@ METRICS = ("elbo", "log_likelihood", "kl")
 _MODELS: dict[str, type[StackedVAE] | type[StackedSOP]] = {"sop": StackedSOP}
 
 _BLOCK = 32  # steps whose noise is drawn at once; part of what a seed means
-_METRICS_EVERY = 10.0
+_METRICS_EVERY = 10.0  # seconds
+_SAVING_SHARE = 0.25  # the most that saving may take of the time that training does
 
 
 @contextlib.contextmanager
@@ -397,7 +398,7 @@ def train_stack(
         epoch_done(trainer.epoch, history[-1])
         start = time.perf_counter()
         last = stop.requested or trainer.epoch == epochs
-        if last or saving <= 0.25 * training:
+        if last or saving <= _SAVING_SHARE * training:
             stack.save({**trainer.state(), "metrics": history})
             saved = trainer.epoch
             if last or start - written > _METRICS_EVERY:
