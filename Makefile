@@ -34,7 +34,7 @@ lint: $(VENV)/.igr-dev
 	$(BIN)/mypy
 
 slow: $(VENV)/.igr-dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --timeout 3600
 
 docs: $(VENV)/.igr-dev
 	$(MKDOCS)
