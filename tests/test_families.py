@@ -16,7 +16,7 @@ from igr.experiments import estimation, families, likelihoods
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.evaluate import score_images
 from igr.experiments.models import StackedVAE, stream
-from igr.experiments.train import StackTrainer
+from igr.experiments.train import StackTrainer, build
 
 K, N = 4, 3
 TEMPERATURES = (0.3, 0.8)
@@ -375,6 +375,8 @@ NEW = [
     {"family": "gs", "estimator": "relax", "num_samples": 2},
     {"family": "igr-i", "estimator": "reinforce-running-mean"},
     {"family": "igr-planar", "architecture": "sop", "num_categories": 2, "lr_decay": 0.1},
+    {"family": "igr-planar", "unit_scale": True},
+    {"family": "igr-i", "architecture": "sop", "num_categories": 2, "unit_scale": True},
 ]
 
 
@@ -424,8 +426,31 @@ def test_a_run_that_goes_on_is_the_same_run(settings):
         ({"architecture": "sop", "num_categories": 2, "estimator": "relax"}, "trained by pathwise"),
         ({"decoder": "gauss"}, "did you mean 'gaussian'"),
         ({"lr_decay": -1.0}, "lr-decay: expected a positive"),
+        ({"unit_scale": True, "family": "gs"}, "unit-scale: gs has no scale"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(ConfigError, match=message):
         RunConfig(**settings)
+
+
+@pytest.mark.parametrize("architecture", ["linear", "nonlinear", "sop"])
+@pytest.mark.parametrize("family", families.GAUSSIAN)
+def test_a_scale_held_at_one_is_a_learned_one_whose_logarithm_is_zero(family, architecture):
+    K = 2 if architecture == "sop" else 4
+    settings = {"architecture": architecture, "num_categories": K, "num_variables": 3}
+    held, learned = (
+        build([RunConfig(family=family, unit_scale=u, **settings)], 16, dtype=torch.float64)
+        for u in (True, False)
+    )
+    for name, value in learned.tensors.items():
+        own = held.tensors[name]
+        if own.shape == value.shape:
+            value.copy_(own)
+        else:  # the outputs are locations, then log-scales
+            value.copy_(torch.cat([own, torch.zeros_like(own)], -1))
+    x = digits(5).unsqueeze(0)
+    noise = torch.randn(1, 5, *held.noise_shape, dtype=torch.float64)
+    torch.testing.assert_close(held.elbo_terms(x, noise), learned.elbo_terms(x, noise))
+    scores = [score_images(model, digits(5), samples=20) for model in (held, learned)]
+    torch.testing.assert_close(scores[0].bound, scores[1].bound)

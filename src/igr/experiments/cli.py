@@ -522,6 +522,9 @@ def vae(
     variables: Annotated[int, typer.Option(help="Categorical variables of the code.")] = 20,
     categories: Annotated[int, typer.Option(help="Categories of each.")] = 10,
     prior_temperature: Annotated[float, typer.Option(help="Of the Gumbel-Softmax prior.")] = 0.5,
+    unit_scale: Annotated[
+        bool, typer.Option("--unit-scale", help="Hold the Gaussian's scales at 1.")
+    ] = False,
     held_out: Annotated[
         int, typer.Option(help="Training images kept back and scored as well.")
     ] = 0,
@@ -554,6 +557,7 @@ def vae(
         num_variables=variables,
         num_categories=categories,
         prior_temperature=prior_temperature,
+        unit_scale=unit_scale,
         held_out=held_out,
     )
     folder, rows = run_sweep(

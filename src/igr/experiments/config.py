@@ -58,6 +58,7 @@ class _Shared:
     num_variables: int = 20
     num_categories: int = 10
     prior_temperature: float = 0.5
+    unit_scale: bool = False
     epochs: int = 100
     estimator: str = "pathwise"
     num_samples: int = 1
@@ -134,6 +135,10 @@ class RunConfig(_Shared):
             raise ConfigError(
                 f"estimator: {self.estimator} needs the gradient of the categories' probabilities, which the families"
                 f" {', '.join(families.DIFFERENTIABLE)} have, and {self.family} has not"
+            )
+        if self.unit_scale and self.family not in families.GAUSSIAN:
+            raise ConfigError(
+                f"unit-scale: {self.family} has no scale to hold; it is for {', '.join(families.GAUSSIAN)}"
             )
         check_positive("temperature", self.temperature)
         check_count("seed", self.seed, least=0)

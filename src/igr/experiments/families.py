@@ -22,6 +22,7 @@ from igr.experiments.models import Family, SoftmaxIGRFamily, gaussian_sample, wi
 __all__ = [
     "DIFFERENTIABLE",
     "FAMILIES",
+    "GAUSSIAN",
     "PlanarFamily",
     "SharpStickBreakingFamily",
     "StickBreakingFamily",
@@ -311,6 +312,9 @@ FAMILIES: dict[str, type[Family]] = {
     "igr-sb-sharp": SharpStickBreakingFamily,
 }
 """Every family by its name on the command line."""
+
+GAUSSIAN = tuple(name for name in FAMILIES if name != "gs")
+"""Those that start from Gaussian noise, with a location and a scale."""
 
 DIFFERENTIABLE = ("igr-i", "gs")
 """Those whose recovered distribution is known exactly, and with a gradient."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -35,6 +35,7 @@ __all__ = [
     "StackedModel",
     "StackedVAE",
     "draw_maps",
+    "draw_stack",
     "gaussian_sample",
     "stream",
     "winner",
@@ -246,7 +247,7 @@ LIKELIHOODS: dict[str, Likelihood] = {"bernoulli": Bernoulli()}
 class Family(ABC):
     """A relaxed categorical posterior with its prior, over N variables of K categories.
 
-    Source: paper, sections 2.2 and 3. ``parameters`` below are the encoder's outputs, ``(R, B, P, N)`` with P =
+    Source: paper, sections 2.2 and 3. ``parameters`` below are the posterior's, ``(R, B, P, N)`` with P =
     `outputs_per_variable`; ``temperature`` broadcasts against them.
     """
 
@@ -254,16 +255,27 @@ class Family(ABC):
     prior_temperature: float
     sticking_the_landing: bool = False
     """Whether the KL is that of one sample, the posterior's parameters detached inside log q."""
+    unit_scale: bool = False
+    """Whether the Gaussian's scales are held at 1, so that the network gives its locations alone."""
 
     @property
     @abstractmethod
     def outputs_per_variable(self) -> int:
-        """How many numbers the encoder gives for each variable."""
+        """How many parameters each variable has."""
 
     @property
     @abstractmethod
     def noise_per_variable(self) -> int:
         """How many random numbers one sample of one variable takes."""
+
+    @property
+    def network_outputs(self) -> int:
+        """How many numbers of each variable the network gives."""
+        return self.noise_per_variable if self.unit_scale else self.outputs_per_variable
+
+    def complete(self, outputs: Tensor) -> Tensor:
+        """The parameters ``(R, B, P, N)``, logarithms of scales held at 1 included, from the network's outputs."""
+        return F.pad(outputs, (0, 0, 0, outputs.shape[-2])) if self.unit_scale else outputs
 
     @abstractmethod
     def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
@@ -491,24 +503,20 @@ class StackedVAE(StackedModel):
         device: torch.device | str = "cpu",
     ) -> StackedVAE:
         """Fresh parameters, those of run r drawn from ``seeds[r]`` alone."""
-        generators = {seed: stream(seed, "parameters") for seed in seeds}
-        drawn: dict[int, dict[str, Tensor]] = {seed: {} for seed in generators}
+        code = family.num_categories * num_variables
+        outputs = num_pixels * likelihood.outputs_per_pixel
         widths = {
-            "encoder": [num_pixels, *hidden, family.outputs_per_variable * num_variables],
-            "decoder": [
-                family.num_categories * num_variables,
-                *reversed(hidden),
-                num_pixels * likelihood.outputs_per_pixel,
-            ],
+            "encoder": [num_pixels, *hidden, family.network_outputs * num_variables],
+            "decoder": [code, *reversed(hidden), outputs],
         }
-        for seed, generator in generators.items():
+
+        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+            drawn: dict[str, Tensor] = {}
             for part, sizes in widths.items():
-                drawn[seed] |= draw_maps(part, sizes, generator)
-            drawn[seed].update(family.initial_tensors(num_variables, generator))
-        tensors = {
-            name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
-            for name in drawn[seeds[0]]
-        }
+                drawn |= draw_maps(part, sizes, generator)
+            return drawn | family.initial_tensors(num_variables, generator)
+
+        tensors = draw_stack(draw, seeds, dtype, device)
         taus = torch.tensor(temperatures, dtype=dtype, device=device)
         return cls(family, likelihood, num_pixels, num_variables, hidden, tensors, taus)
 
@@ -529,7 +537,8 @@ class StackedVAE(StackedModel):
 
     def encode(self, x: Tensor) -> Tensor:
         """Parameters of the posterior, ``(R, B, P, N)``, of images ``(R, B, D)``."""
-        return _affine_maps(x, self.encoder).unflatten(-1, (-1, self.num_variables))
+        outputs = _affine_maps(x, self.encoder).unflatten(-1, (-1, self.num_variables))
+        return self.family.complete(outputs)
 
     def decode(self, z: Tensor) -> Tensor:
         """Outputs for the likelihood from ``(R, B, K, N)``, relaxed or one-hot."""
@@ -557,6 +566,20 @@ def winner(scores: Tensor) -> Tensor:
     if scores.shape[-2] == 2:
         return (scores[..., 1, :] > scores[..., 0, :]).long()
     return scores.max(-2).indices
+
+
+def draw_stack(
+    draw: Callable[[torch.Generator], dict[str, Tensor]],
+    seeds: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """Fresh parameters of a stack: those of run r are what `draw` makes of ``seeds[r]`` alone."""
+    drawn = {seed: draw(stream(seed, "parameters")) for seed in dict.fromkeys(seeds)}
+    return {
+        name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
+        for name in drawn[seeds[0]]
+    }
 
 
 def draw_maps(part: str, sizes: Sequence[int], generator: torch.Generator) -> dict[str, Tensor]:

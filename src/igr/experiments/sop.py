@@ -5,8 +5,8 @@ r"""Structured output prediction (section 4.3): the lower half of an image from 
 Each arrow is one affine map to the parameters of what it points at. In training the units are relaxed: a sample
 (z, 1 - z) of the family with K = 2 stands for 2z - 1. There is no KL term.
 
-Differs from the released code: the temperature is applied, the scale is learned, and stick-breaking is applied once
-(erratum E9).
+Differs from the released code: the temperature is applied, the scale is learned unless it is asked to be held at 1, and
+stick-breaking is applied once (erratum E9).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from igr.experiments.evaluate import ImageScores, score_images
-from igr.experiments.models import Family, Likelihood, StackedModel, draw_maps, stream
+from igr.experiments.models import Family, Likelihood, StackedModel, draw_maps, draw_stack, stream
 
 __all__ = ["StackedSOP"]
 
@@ -66,22 +66,20 @@ class StackedSOP(StackedModel):
         device: torch.device | str = "cpu",
     ) -> StackedSOP:
         """Fresh parameters, those of run r drawn from ``seeds[r]`` alone; `hidden` plays no part."""
-        upper, P = num_pixels // 2, family.outputs_per_variable
+        upper, P = num_pixels // 2, family.network_outputs
         outputs = (num_pixels - upper) * likelihood.outputs_per_pixel
         sizes = [(upper, P * num_variables), (num_variables, P * num_variables)]
-        drawn: dict[int, dict[str, Tensor]] = {}
-        for seed in seeds:
-            generator = stream(seed, "parameters")
-            drawn[seed] = {}
+
+        def draw(generator: torch.Generator) -> dict[str, Tensor]:
+            drawn: dict[str, Tensor] = {}
             for name, size in zip(_LAYERS, [*sizes, (num_variables, outputs)], strict=True):
-                drawn[seed] |= draw_maps(name, size, generator)
+                drawn |= draw_maps(name, size, generator)
             for name in _LAYERS[:2]:
                 own = family.initial_tensors(num_variables, generator)
-                drawn[seed] |= {f"{name}.{key}": value for key, value in own.items()}
-        tensors = {
-            name: torch.stack([drawn[seed][name] for seed in seeds]).to(device, dtype)
-            for name in drawn[seeds[0]]
-        }
+                drawn |= {f"{name}.{key}": value for key, value in own.items()}
+            return drawn
+
+        tensors = draw_stack(draw, seeds, dtype, device)
         taus = torch.tensor(temperatures, dtype=dtype, device=device)
         return cls(family, likelihood, num_pixels, num_variables, tensors, taus)
 
@@ -108,7 +106,8 @@ class StackedSOP(StackedModel):
     def parameters_of(self, layer: int, inputs: Tensor) -> Tensor:
         """Parameters of a layer's units, ``(R, B, P, N)``, from what comes before it, ``(R, B, n)``."""
         weight, bias = self.maps[layer]
-        return torch.baddbmm(bias, inputs, weight).unflatten(-1, (-1, self.num_variables))
+        outputs = torch.baddbmm(bias, inputs, weight).unflatten(-1, (-1, self.num_variables))
+        return self.family.complete(outputs)
 
     def decode(self, units: Tensor) -> Tensor:
         """Outputs for the likelihood from the second layer's units ``(R, B, N)``."""

@@ -41,7 +41,9 @@ ERRATA: Mapping[str, str] = MappingProxyType(
         "E8": "The paper’s Gaussian decoder squashes its outputs by elu first: means are at least 0.269, scales at"
         " least 0.313. It is used here for the paper’s rows.",
         "E9": "The released code of this task ignores the temperature, fixes the scale at 1, and squashes IGR-SB"
-        " twice, so that every rounded sample is 1. Ours is the model that section 4.3 describes.",
+        " twice, so that every rounded sample is 1. Ours is the model that section 4.3 describes. Without a KL its"
+        " learned scales undo the temperature, and rounding then costs dearly: rows “scale 1” hold them at 1, as the"
+        " paper’s numbers did.",
         "E10": "RELAX needs z given the drawn category. The released code draws it independently for IGR; ours is"
         " the exact conditional draw.",
         "E11": "The paper’s rows without RELAX repeat table 1’s linear + SL rows. Ours are nonlinear, as the caption"
@@ -213,9 +215,25 @@ def _sound(row: Row) -> Row:
     )
 
 
+def _with_unit_scale(row: Row) -> Row:
+    return dataclasses.replace(
+        row.with_settings(unit_scale=True), name=f"{row.name}+unit", label=f"{row.label}, scale 1"
+    )
+
+
 def _of_table1(paper: Mapping[str, Mapping[str, tuple[float, float]]]) -> tuple[Row, ...]:
     """The rows of table 1 without SL, with other numbers."""
     return tuple(dataclasses.replace(row, paper=paper.get(row.name, {})) for row in _TABLE1)
+
+
+_TABLE2 = _of_table1(
+    {
+        "igr-i": {"mnist": (-57.28, 0.07)},
+        "igr-planar": {"mnist": (-56.61, 0.13)},
+        "igr-sb": {"mnist": (-45.12, 1.61)},
+        "gs": {"mnist": (-59.31, 0.21)},
+    }
+)
 
 
 TABLES: Mapping[str, Table] = MappingProxyType(
@@ -237,13 +255,9 @@ TABLES: Mapping[str, Table] = MappingProxyType(
                 "table2",
                 "Table 2: structured output prediction, test log-likelihood of the lower half given the upper",
                 ("mnist",),
-                _of_table1(
-                    {
-                        "igr-i": {"mnist": (-57.28, 0.07)},
-                        "igr-planar": {"mnist": (-56.61, 0.13)},
-                        "igr-sb": {"mnist": (-45.12, 1.61)},
-                        "gs": {"mnist": (-59.31, 0.21)},
-                    }
+                (
+                    *_TABLE2,
+                    *(_with_unit_scale(r) for r in _TABLE2 if r.name in ("igr-i", "igr-planar")),
                 ),
                 {
                     "architecture": "sop",

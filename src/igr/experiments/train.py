@@ -76,6 +76,7 @@ def build(
         first.num_categories,
         first.prior_temperature,
         sticking_the_landing=first.estimator == "sticking-the-landing",
+        unit_scale=first.unit_scale,
     )
     return _MODELS.get(first.architecture, StackedVAE).initialise(
         family,
