@@ -16,7 +16,9 @@ from typing import Any
 
 import matplotlib
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.discrete import argmax_log_probs
@@ -34,7 +36,6 @@ from igr.experiments.records import (
 from igr.experiments.specs import Approximation, ApproximationFigure, CurveFigure, Scale
 from igr.experiments.sweep import Context, locked, tidy
 from igr.experiments.train import Interrupted
-from igr.functional import log_stick_breaking
 
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
@@ -152,8 +153,7 @@ TARGETS: Mapping[str, Target] = {
 class Fit(ABC):
     r"""A relaxation on its way to a target p, by Adam on one of the two clear meanings of (14).
 
-    "hard" brings the recovered discrete distribution to p, "mean" brings E[z] to p. Locations (or logits) start at
-    0.1 times standard normals and scales stay at 1.
+    "hard" brings the recovered discrete distribution to p, "mean" brings E[z] to p.
 
     Differs from the paper: (14) itself is minimised by a point mass (erratum E3).
     """
@@ -162,25 +162,27 @@ class Fit(ABC):
 
     def __init__(self, target: Target, each: Approximation) -> None:
         self.target, self.each = target, each
-        self.K = each.num_categories or target.size or _SHOWN_BEYOND
-        self.free = (0.1 * torch.randn(self.K - self.redundant)).requires_grad_()
 
     @property
     @abstractmethod
-    def redundant(self) -> int:
-        """How many of K coordinates follow from the others."""
+    def num_categories(self) -> int:
+        """How many categories there are now."""
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of all that is learned."""
 
     @abstractmethod
     def relaxed(self, count: int) -> Tensor:
-        """Relaxed draws ``(count, K)``, with their gradient."""
+        """Relaxed draws ``(count, n)``, with their gradient, of as many categories as they reach."""
 
     @abstractmethod
     def objective(self) -> Tensor:
         """What Adam lessens."""
 
-    def hard_probs(self) -> Tensor | None:
-        """The recovered distribution ``(K,)``, where it is known exactly."""
-        return None
+    @abstractmethod
+    def hard_probs(self) -> Tensor:
+        """The recovered distribution ``(K,)``."""
 
     def draw(self, count: int) -> Tensor:
         """Draws of the recovered distribution, ``(count,)``."""
@@ -188,26 +190,39 @@ class Fit(ABC):
 
     def descend(self, steps: int, advance: Callable[[], object]) -> None:
         """Take so many steps."""
-        optimizer = torch.optim.Adam([self.free], lr=self.lr)
+        optimizer = self.optimizer()
         for _ in range(steps):
             optimizer.zero_grad()
             self.objective().backward()
             optimizer.step()
             advance()
 
-    def _wanted(self) -> Tensor:
-        return self.target.probs(self.K).to(self.free)
+
+class _FiniteFit(Fit):
+    """K categories; locations (or logits) start at 0.1 times standard normals and scales stay at 1. Abstract."""
+
+    redundant = 1
+    """How many of K coordinates follow from the others."""
+
+    def __init__(self, target: Target, each: Approximation) -> None:
+        super().__init__(target, each)
+        self.wanted = target.probs(self.num_categories).float()
+        self.free = (0.1 * torch.randn(self.num_categories - self.redundant)).requires_grad_()
+
+    @property
+    def num_categories(self) -> int:
+        return self.each.num_categories or self.target.size or 0
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.free], lr=self.lr)
 
 
-class _Squared(Fit):
+class _Squared(_FiniteFit):
     """Lessens the squared distance, as (14) has it. Abstract."""
-
-    @abstractmethod
-    def hard_probs(self) -> Tensor: ...
 
     def objective(self) -> Tensor:
         p = self.hard_probs() if self.each.how == "hard" else self.relaxed(_DRAWS_PER_STEP).mean(0)
-        return (p - self._wanted()).square().sum()
+        return (p - self.wanted).square().sum()
 
 
 class GumbelSoftmaxFit(_Squared):
@@ -226,8 +241,6 @@ class GumbelSoftmaxFit(_Squared):
 class SoftmaxIGRFit(_Squared):
     """IGR-I: the recovered distribution is Proposition 2's."""
 
-    redundant = 1
-
     def relaxed(self, count: int) -> Tensor:
         scale = torch.ones_like(self.free)
         q = igr.SoftmaxIGR(self.free, scale, self.each.temperature, validate_args=False)
@@ -237,65 +250,95 @@ class SoftmaxIGRFit(_Squared):
         return argmax_log_probs(self.free, torch.ones_like(self.free)).exp()
 
 
-class SharpStickBreakingFit(Fit):
-    r"""Sharpened IGR-SB; with infinitely many categories, all that matter.
+def _cross_entropy(wanted: Tensor, mean: Tensor) -> Tensor:
+    r""":math:`-\sum_k p_k \log \bar z_k`.
 
-    Lessens the cross-entropy :math:`-\sum_k p_k \log \hat p_k` with :math:`\hat p` the mean of draws: of the relaxation
-    for "mean", of the relaxation at temperature 0.2 for "hard", which has a gradient where argmax has none. The squared
-    distance of (14) has next to none where either distribution has no mass, and from a flat start does not get there.
+    The squared distance of (14) has next to no gradient where either distribution has no mass, and from a flat start
+    does not get there.
+    """
+    return -torch.xlogy(wanted, mean + 1e-12).sum()
+
+
+class SharpStickBreakingFit(_FiniteFit):
+    """Sharpened IGR-SB, by the cross-entropy between p and the mean of draws.
+
+    For "hard" these are of the relaxation at temperature 0.2, which has a gradient where argmax has none.
     """
 
-    redundant = 1
     lr = 0.02
 
-    def log_weights(self, count: int) -> Tensor:
-        """Logarithms of the stick-breaking weights (16) of draws, ``(count, K)``."""
-        return log_stick_breaking(self.free + torch.randn(count, self.K - 1))
+    def at(self, temperature: float) -> igr.SharpStickBreakingIGR:
+        scale = torch.ones_like(self.free)
+        return igr.SharpStickBreakingIGR(self.free, scale, temperature, validate_args=False)
 
     def relaxed(self, count: int) -> Tensor:
-        return torch.softmax(self.log_weights(count) / self.each.temperature, -1)
+        return self.at(self.each.temperature).rsample((count,))
 
-    def draw(self, count: int) -> Tensor:
-        return self.log_weights(count).argmax(-1)
+    def hard_probs(self) -> Tensor:
+        return self.at(self.each.temperature).discrete().probs
 
     def objective(self) -> Tensor:
-        if self.each.how == "mean":
-            z = self.relaxed(_DRAWS_PER_STEP)
-        else:
-            z = torch.softmax(self.log_weights(_DRAWS_PER_STEP) / 0.2, -1)
-        return -torch.xlogy(self._wanted(), z.mean(0) + 1e-12).sum()
+        temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
+        mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
+        return _cross_entropy(self.wanted, mean)
 
 
-class CutStickBreakingFit(SharpStickBreakingFit):
-    """IGR-SB by the paper's map: each draw is cut where its weights add up to 0.99, then softmax++ (18), (19).
+class CountableFit(Fit):
+    """`igr.CountableIGR`, sharpened: as `SharpStickBreakingFit`, with coordinates added as its draws need them.
 
-    Locations start around -2, that is, with short sticks: where a draw is cut nothing beyond has a gradient, so a start
-    around 0 sees a dozen categories and never gets further.
+    Locations start at -2, that is, with short sticks: where a draw is cut nothing beyond has a gradient, so a start
+    at 0 sees a dozen categories and never gets further.
     """
+
+    lr = 0.02
+    closing: type[igr.Sharpen] | type[igr.SoftmaxPlusPlus] = igr.Sharpen
 
     def __init__(self, target: Target, each: Approximation) -> None:
         super().__init__(target, each)
-        with torch.no_grad():
-            self.free -= 2
+        self.parameters = igr.nn.CountableParameters(loc=-2.0)
+
+    @property
+    def num_categories(self) -> int:
+        return self.parameters.num_coordinates + 1
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(self.parameters.parameters(), lr=self.lr)
+        self.parameters.register_optimizer(optimizer)
+        return optimizer
+
+    def at(self, temperature: float) -> igr.CountableIGR:
+        return igr.CountableIGR(self.parameters, temperature, self.closing, validate_args=False)
 
     def relaxed(self, count: int) -> Tensor:
-        w = self.log_weights(count).exp()
-        beyond = w.cumsum(-1) - w >= _PRECISION
-        return torch.softmax((w / self.each.temperature).masked_fill(beyond, -math.inf), -1)
+        return self.at(self.each.temperature).rsample((count,))
+
+    def hard_probs(self) -> Tensor:
+        return self.at(self.each.temperature).discrete().probs
+
+    def objective(self) -> Tensor:
+        temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
+        mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
+        return _cross_entropy(self.target.probs(len(mean)).to(mean), mean)
+
+
+class PaperCountableFit(CountableFit):
+    """`igr.CountableIGR` with the paper's map: cut, then softmax++ (18), (19)."""
+
+    closing = igr.SoftmaxPlusPlus
 
 
 FITS: Mapping[str, type[Fit]] = {
     "igr-i": SoftmaxIGRFit,
     "igr-sb-sharp": SharpStickBreakingFit,
-    "igr-sb": CutStickBreakingFit,
+    "countable": CountableFit,
+    "countable-paper": PaperCountableFit,
     "gs": GumbelSoftmaxFit,
 }
 """How each family of an `Approximation` is fitted."""
 
 _DRAWS_PER_STEP = 1000
-_REPEATS = 100  # times the draws of the bars, for the probabilities
-_PRECISION = 0.99
-_SHOWN_BEYOND = 160  # for an infinite target: far more categories than it has mass on
+_REPEATS = 100  # times the draws of the bars, for E[z]
+_NEARLY_HARD = 0.2
 
 
 @dataclass(frozen=True)
@@ -410,17 +453,16 @@ class FigureJob:
 
         The probabilities are the recovered distribution's for "hard" and E[z] for "mean".
         """
-        bars = torch.bincount(fit.draw(self.draws), minlength=fit.K)
+        bars = torch.bincount(fit.draw(self.draws))
         if fit.each.how == "mean":
-            probs = torch.stack([fit.relaxed(self.draws).mean(0) for _ in range(_REPEATS)]).mean(0)
-        elif (exact := fit.hard_probs()) is not None:
-            probs = exact
+            means = [fit.relaxed(self.draws).mean(0).double() for _ in range(_REPEATS)]
+            # Each has as many entries as its draws reach.
+            probs = pad_sequence(means, batch_first=True).mean(0)
         else:
-            counts = [
-                torch.bincount(fit.draw(self.draws), minlength=fit.K) for _ in range(_REPEATS)
-            ]
-            probs = torch.stack(counts).double().sum(0) / (_REPEATS * self.draws)
-        wanted = target.probs(fit.K)
+            probs = fit.hard_probs()
+        K = fit.num_categories
+        bars, probs = F.pad(bars, (0, K - len(bars))), F.pad(probs, (0, K - len(probs)))
+        wanted = target.probs(K)
         beyond = max(0.0, 1 - float(wanted.sum()))
         distance = 0.5 * (float((probs.double() - wanted).abs().sum()) + beyond)
         return {

@@ -426,9 +426,9 @@ def _fits(
 # Temperatures of the "mean" rows: as high as still reaches the target, since E[z] tends to the recovered distribution
 # as the temperature falls.
 _INFINITE_IGR = (
-    _fits("IGR-SB, sharpened", "igr-sb-sharp", "hard", 0.5),
-    _fits("IGR-SB, sharpened", "igr-sb-sharp", "mean", 0.5),
-    _fits("IGR-SB, paper’s map", "igr-sb", "mean", 0.01),
+    _fits("IGR-SB, sharpened", "countable", "hard", 0.5),
+    _fits("IGR-SB, sharpened", "countable", "mean", 0.5),
+    _fits("IGR-SB, paper’s map", "countable-paper", "mean", 0.01),
 )
 _INFINITE_GS = (
     _fits("GS", "gs", "hard", 0.25, 20, 40, 100),
@@ -451,9 +451,9 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 1: Poisson(50) by IGR-SB and by Gumbel-Softmax",
                 "poisson-50",
                 (*_INFINITE_IGR, *_INFINITE_GS),
-                "Left at the start, right fitted. IGR-SB breaks sticks far beyond what the target needs, so no"
-                " number of categories is chosen; a start at random concentrates to the left, because sticks are"
-                " broken from there.",
+                "Left at the start, right fitted. No number of categories is chosen for IGR-SB: each draw breaks its"
+                " stick until 0.99 of it is used, and coordinates are added as draws need them. A start from the"
+                " prior concentrates to the left, because sticks are broken from there.",
                 ("E3", "E4"),
             ),
             CurveFigure(
@@ -503,8 +503,8 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
                 "Figure 7: NegativeBinomial(50, 0.6) by IGR-SB",
                 "negative-binomial-50-0.6",
                 _INFINITE_IGR,
-                "Left at the start, right fitted. IGR-SB breaks sticks far beyond what the target needs, so no"
-                " number of categories is chosen.",
+                "Left at the start, right fitted. No number of categories is chosen for IGR-SB: each draw breaks its"
+                " stick until 0.99 of it is used, and coordinates are added as draws need them.",
                 ("E3", "E4"),
             ),
             ApproximationFigure(
