@@ -46,7 +46,7 @@ def _say(text: str) -> None:
 
 
 Engine = Annotated[
-    str, typer.Option(help="local: this machine; ray: a Ray cluster (pip install 'igr[ray]').")
+    str, typer.Option(help="local: this machine; ray: a Ray cluster (pip install 'igr\\[ray]').")
 ]
 RayAddress = Annotated[
     str | None, typer.Option(help="Of the Ray cluster; without it, one is started here.")
