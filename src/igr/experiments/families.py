@@ -101,10 +101,12 @@ class _MappedGaussian(Family):
         return (weights / weights.sum(-1, keepdim=True)).log()
 
 
-@lru_cache(maxsize=32)
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant ``(K-1, 1)``, kept where it is used, so that no step copies it to a device."""
+    """A constant ``(K-1, 1)``."""
     return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+
+
+_kept_column = lru_cache(maxsize=32)(_column)
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,16 @@ class _StickFamily(_MappedGaussian):
     rest = True
     """Whether what is left of the stick can be chosen."""
 
-    @property
-    def prior_loc(self) -> tuple[float, ...]:
-        """Locations of the prior, K-1 of them."""
-        return hard_matched_stick(self.num_categories, self.rest)
+    prior_loc: tuple[float, ...] = field(init=False)
+    """Locations of the prior, K-1 of them."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prior_loc", hard_matched_stick(self.num_categories, self.rest))
 
     def _prior_loc_like(self, x: Tensor) -> Tensor:
-        return _column(self.prior_loc, x.dtype, x.device)
+        # Kept where it is used, so that no step copies it to a device; a compiler has constants of its own.
+        column = _column if torch.compiler.is_compiling() else _kept_column
+        return column(self.prior_loc, x.dtype, x.device)
 
     @abstractmethod
     def logits(self, y: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -54,18 +53,38 @@ def stream(seed: int, *labels: object, device: torch.device | str = "cpu") -> to
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def _run_by_run(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The runs of a stack that a core's cache does not hold one after the other, so that each stays in it."""
+    first = tensors[0]
+    if first.numel() <= _CACHED or first.is_cuda or torch.compiler.is_compiling():
+        return [tensors]
+    return zip(*(x.split(1) for x in tensors), strict=True)
+
+
 class _BernoulliLogProb(torch.autograd.Function):
     """sum_d x_d l_d - softplus(l_d), with its gradient x - sigmoid(l) in three passes over l, not six."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
-        return torch.linalg.vecdot(x, logits) - _softplus(logits).sum(-1)
+        found = [
+            torch.linalg.vecdot(some, l) - _softplus(l).sum(-1)
+            for l, some in _run_by_run(logits, x)
+        ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         logits, x = ctx.saved_tensors
-        return (x - torch.sigmoid(logits)).mul_(grad.unsqueeze(-1)), None
+        grad_logits = torch.empty_like(logits)
+        for out, l, some, g in _run_by_run(grad_logits, logits, x, grad.unsqueeze(-1)):
+            torch.sigmoid(l, out=out)
+            torch.sub(some, out, out=out).mul_(g)
+        return grad_logits, None
+
+
+_CACHED = 2**18  # numbers; some such tensors fit into a core's cache
 
 
 class _SoftmaxIGRSample(torch.autograd.Function):
@@ -79,17 +98,15 @@ class _SoftmaxIGRSample(torch.autograd.Function):
     def forward(
         ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior_loc: float
     ) -> tuple[Tensor, Tensor]:
-        R, B, P, N = parameters.shape
+        P, N = parameters.shape[-2:]
         both = parameters.clone(memory_format=torch.contiguous_format)
         distance, scale = both.split(P // 2, dim=-2)
         distance.sub_(prior_loc)
         log_scale_sum = scale.sum((-2, -1))
         scale.exp_()
-        logits = parameters.new_empty(R, B, P // 2 + 1, N)
-        first, last = logits.split((P // 2, 1), dim=-2)
-        torch.addcmul(distance, scale, noise, out=first)
-        last.fill_(-prior_loc)
-        z = torch.softmax(logits.div_(temperature), dim=-2)
+        y = torch.addcmul(distance, scale, noise)
+        logits = F.pad(y, (0, 0, 0, 1), value=-prior_loc)
+        z = _tempered_softmax(logits, temperature)
         kl = _squared_norm(both).sub_(P // 2 * N).mul_(0.5).sub_(log_scale_sum)
         ctx.save_for_backward(noise, temperature, both, z)
         return z, kl
@@ -115,6 +132,15 @@ def _fitted(parameters: Tensor, noise: Tensor) -> Tensor:
     return parameters if parameters.shape[:2] == batch else parameters.expand(*batch, -1, -1)
 
 
+def _tempered_softmax(x: Tensor, temperature: Tensor) -> Tensor:
+    """Softmax of x / temperature along the last axis but one."""
+    if not torch.compiler.is_compiling():
+        return torch.softmax(x / temperature, dim=-2)
+    # This way round no code is made for temperatures below zero, which takes longer than the softmax.
+    z = ((x - x.amax(-2, keepdim=True)) / temperature).exp()
+    return z / z.sum(-2, keepdim=True)
+
+
 def _softmax_backward(grad_z: Tensor, z: Tensor) -> Tensor:
     """Gradient of the logits of a softmax along the last axis but one."""
     grad = grad_z * z
@@ -128,9 +154,9 @@ class _GumbelSoftmaxSample(torch.autograd.Function):
     def forward(
         ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior: float
     ) -> tuple[Tensor, Tensor]:
-        u = (parameters + noise).div_(temperature)
-        z = torch.softmax(u, dim=-2)
-        log_p = torch.log_softmax(u.mul_(-prior), dim=-2)
+        scores = parameters + noise
+        z = _tempered_softmax(scores, temperature)
+        log_p = torch.log_softmax(scores.mul_(-prior / temperature), dim=-2)
         ctx.save_for_backward(temperature, z, log_p)
         ctx.prior = prior
         return z, log_p.sum((-2, -1)).neg_()
@@ -193,9 +219,12 @@ def gaussian_sample(
 
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) in half the time of torch's; its error is at most a rounding of 1 or of x."""
+    if torch.compiler.is_compiling():
+        return F.softplus(x)
     # Where e^x would overflow, x itself is log(1 + e^x) to the last digit.
     limit = 0.9 * math.log(torch.finfo(x.dtype).max)
-    return torch.maximum(x.clamp_max(limit).exp_().add_(1).log_(), x)
+    y = x.clamp_max(limit).exp_().add_(1).log_()
+    return torch.maximum(y, x, out=y)
 
 
 def _squared_norm(x: Tensor) -> Tensor:
@@ -326,12 +355,12 @@ class SoftmaxIGRFamily(Family):
     share the temperature, which therefore drops out of their KL.
     """
 
-    @cached_property
-    def prior_loc(self) -> float:
-        p = torch.tensor(
-            self.num_categories ** (-1 / (self.num_categories - 1)), dtype=torch.float64
-        )
-        return -torch.special.ndtri(p).item()
+    prior_loc: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        K = self.num_categories
+        p = torch.tensor(K ** (-1 / (K - 1)), dtype=torch.float64)
+        object.__setattr__(self, "prior_loc", -torch.special.ndtri(p).item())
 
     @property
     def outputs_per_variable(self) -> int:
@@ -405,11 +434,11 @@ class GumbelSoftmaxFamily(Family):
         constant = noise.shape[-1] * self._mean_log_q - volume * math.log(prior)
         return z, minus_log_p + log_temperature.mul_(volume).add_(constant)
 
-    @cached_property
+    @property
     def _mean_log_q(self) -> float:
         r"""Mean of :math:`\sum_k \log softmax(-g)_k`: exp(-g) is exponential, the sum of K of them Gamma(K, 1)."""
         K = self.num_categories
-        return -K * math.fsum(1 / k for k in range(1, K))
+        return -K * sum(1 / k for k in range(1, K))
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.GumbelSoftmax:
         return igr.GumbelSoftmax(temperature, logits=parameters.mT, validate_args=False)

@@ -110,6 +110,8 @@ class StackTrainer:
     An epoch is ``len(data) // batch_size`` steps on a fresh random order; the remainder sits out, another one each
     epoch. Batches and noise of a run depend on its seed and the epoch alone, so a run in a stack is the same run as
     alone up to rounding, and a run that goes on from a saved epoch is the same run as one never interrupted.
+
+    With `compiled`, the relaxed objective and its gradient go through ``torch.compile``; the same up to rounding.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class StackTrainer:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        compiled: bool = False,
     ) -> None:
         if not config_module.stacks(runs) == [list(runs)]:
             raise ConfigError("runs of one stack may differ in temperature and seed alone")
@@ -139,6 +142,10 @@ class StackTrainer:
             )
         self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
         self.objective = _objective(runs, self.device, dtype)
+        self._losses = self.objective.__call__
+        if compiled and isinstance(self.objective, Relaxed):
+            torch.compiler.reset()  # code compiled for other stacks counts towards a limit
+            self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
         for value in self.model.tensors.values():
             value.requires_grad_()
         # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
@@ -180,7 +187,7 @@ class StackTrainer:
 
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
-        losses, log_likelihood, kl = self.objective(self.model, x, noise)
+        losses, log_likelihood, kl = self._losses(self.model, x, noise)
         for parameter in self.parameters:
             parameter.grad = None
         # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
@@ -345,6 +352,7 @@ def train_stack(
     data: Tensor,
     *,
     device: torch.device | str = "cpu",
+    compiled: bool = False,
     stop: StopRequest | None = None,
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
@@ -362,7 +370,7 @@ def train_stack(
     if stack.finished:
         return
     stop = stop or StopRequest()
-    trainer = StackTrainer(stack.runs, data, device=device)
+    trainer = StackTrainer(stack.runs, data, device=device, compiled=compiled)
     history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
     if state is None:
