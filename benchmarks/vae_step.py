@@ -34,9 +34,11 @@ def grid(family: str, count: int) -> list[RunConfig]:
     ]
 
 
-def training(runs: Sequence[RunConfig], images: Tensor) -> tuple[StackTrainer, Callable[[], None]]:
+def training(
+    runs: Sequence[RunConfig], images: Tensor, compiled: bool = False
+) -> tuple[StackTrainer, Callable[[], None]]:
     """A trainer, and its next step."""
-    trainer = StackTrainer(runs, images)
+    trainer = StackTrainer(runs, images, compiled=compiled)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for epoch in itertools.count(1):
@@ -73,10 +75,12 @@ def floor(model: StackedVAE) -> Callable[[], None]:
     return run
 
 
-def step_row(family: str, count: int, images: Tensor, target: float, repeats: int) -> Row:
-    trainer, step = training(grid(family, count), images)
+def step_row(
+    family: str, count: int, images: Tensor, target: float, repeats: int, compiled: bool = False
+) -> Row:
+    trainer, step = training(grid(family, count), images, compiled)
     return compare(
-        f"{family}: step of {count} run{'s' * (count > 1)}",
+        f"{family}: {'compiled ' * compiled}step of {count} run{'s' * (count > 1)}",
         step,
         "products and Adam",
         floor(trainer.model),
@@ -141,9 +145,13 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     many = chosen.repeats or 201
     return [
         step_row("igr-i", 1, images, 1.5, many),
+        step_row("igr-i", 1, images, 1.25, many, compiled=True),
         step_row("gs", 1, images, 1.5, many),
+        step_row("gs", 1, images, 1.25, many, compiled=True),
         step_row("igr-i", 10, images, 1.4, 3 * few),
+        step_row("igr-i", 10, images, 1.2, 3 * few, compiled=True),
         step_row("igr-i", 50, images, 1.4, few),
+        step_row("igr-i", 50, images, 1.2, few, compiled=True),
         stack_row(images, few),
         bound_row("linear", images, few),
         bound_row("nonlinear", images, few),

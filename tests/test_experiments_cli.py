@@ -397,6 +397,20 @@ def test_what_it_refuses(
     ]
 
 
+def test_a_compiler_that_does_not_work_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], tuple[str, str]]
+) -> None:
+    def broken(function: object) -> None:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert igr_command("vae", *QUICK, "--compile", "--out", str(tmp_path / "out")) == 2
+    _, err = said()
+    assert err.startswith("igr: compile: torch.compile does not work here")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_written(said: Callable[[], tuple[str, str]]) -> None:
     assert igr_command("vae", *QUICK, "--out", "/dev/null/out") == 2
     assert said()[1].splitlines()[-1].startswith("igr: cannot create folder /dev/null/out")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 import igr
-from igr.experiments import estimation, families, likelihoods
+from igr.experiments import estimation, families, likelihoods, models
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.evaluate import score_images
 from igr.experiments.models import StackedVAE, stream
@@ -454,3 +454,57 @@ def test_a_scale_held_at_one_is_a_learned_one_whose_logarithm_is_zero(family, ar
     torch.testing.assert_close(held.elbo_terms(x, noise), learned.elbo_terms(x, noise))
     scores = [score_images(model, digits(5), samples=20) for model in (held, learned)]
     torch.testing.assert_close(scores[0].bound, scores[1].bound)
+
+
+QUICK = [("igr-i", "linear", "pathwise")]
+OTHERS = [
+    (family, architecture, estimator)
+    for family in families.FAMILIES
+    for architecture, estimator in (
+        ("linear", "pathwise"),
+        ("nonlinear", "sticking-the-landing"),
+        ("sop", "pathwise"),
+    )
+    if (family, architecture, estimator) not in QUICK
+]
+
+
+@pytest.mark.parametrize(
+    "setting", [*QUICK, *(pytest.param(o, marks=pytest.mark.slow) for o in OTHERS)], ids="-".join
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_compiled_steps_are_the_same_steps(setting):
+    family, architecture, estimator = setting
+    runs = [
+        RunConfig(
+            family=family,
+            architecture=architecture,
+            estimator=estimator,
+            temperature=temperature,
+            num_categories=2 if architecture == "sop" else 4,
+            num_variables=3,
+            batch_size=20,
+        )
+        for temperature in (0.3, 0.7)
+    ]
+    eager, compiled = (
+        StackTrainer(runs, digits(), dtype=torch.float64, compiled=c) for c in (False, True)
+    )
+    for _ in range(2):
+        torch.testing.assert_close(compiled.train_epoch(), eager.train_epoch(), rtol=1e-10, atol=0)
+    for name, value in eager.model.tensors.items():
+        torch.testing.assert_close(compiled.model.tensors[name], value, rtol=1e-7, atol=1e-9)
+
+
+def test_a_long_stack_computes_run_by_run_what_it_computes_at_once(monkeypatch):
+    logits = (3 * torch.randn(4, 5, 16, dtype=torch.float64)).requires_grad_()
+    x = digits(20).view(4, 5, 16)
+    weights = torch.rand(4, 5, dtype=torch.float64)
+    found = []
+    for cached in (10**6, 1):
+        monkeypatch.setattr(models, "_CACHED", cached)
+        value = models.Bernoulli().log_prob(logits, x)
+        found.append([value, *torch.autograd.grad(value, logits, weights)])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-15, atol=0)
+    wanted = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    torch.testing.assert_close(found[1][0], wanted)

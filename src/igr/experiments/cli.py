@@ -48,6 +48,8 @@ from igr.experiments.families import FAMILIES
 from igr.experiments.likelihoods import LIKELIHOODS
 from igr.experiments.records import RecordError, RunFolder, SweepFolder, open_runs, write_atomically
 from igr.experiments.train import (
+    CPU,
+    Compute,
     Interrupted,
     StopRequest,
     flushed_denormals,
@@ -242,8 +244,9 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def check_device(name: str) -> torch.device:
-    """The device of that name, if torch can use it."""
+def check_compute(compute: Compute) -> Compute:
+    """The same, if torch can compute like this here."""
+    name = compute.device
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -252,10 +255,18 @@ def check_device(name: str) -> torch.device:
         raise ConfigError(
             f"device: expected one that torch can use, such as cpu, got {name!r} ({reason})"
         ) from None
-    return device
+    if compute.compiled and device.type == "cpu":
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(2))
+        except Exception as error:  # whatever a missing or broken C++ compiler makes torch raise
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"compile: torch.compile does not work here, which needs a C++ compiler ({reason})"
+            ) from None
+    return compute
 
 
-def train_sweep(folder: SweepFolder, dataset: data.Dataset, device: torch.device) -> None:
+def train_sweep(folder: SweepFolder, dataset: data.Dataset, compute: Compute) -> None:
     """Train every stack of a sweep that is not finished."""
     config = folder.config
     images, _ = dataset.split(config.held_out)
@@ -283,7 +294,7 @@ def train_sweep(folder: SweepFolder, dataset: data.Dataset, device: torch.device
                 train_stack(
                     stack,
                     images,
-                    device=device,
+                    compute=compute,
                     stop=stop,
                     advance=shown.advance,
                     epoch_done=epoch_done,
@@ -296,13 +307,14 @@ def evaluate_run(
     name: str,
     samples: int,
     advance: Callable[[int], object],
+    compute: Compute = CPU,
 ) -> dict:
     """The evaluation of that name, made now unless it is there already for as many samples and images."""
     there = run.evaluation(name)
     if there is not None and (there["samples"], there["images"]) == (samples, len(images)):
         advance(len(images))
         return there
-    model = load_model(run, images.shape[-1])
+    model = load_model(run, images.shape[-1], compute.device)
     result = evaluation.evaluate(
         model, images, samples=samples, seed=run.config.seed, advance=advance
     ).to_dict()
@@ -311,7 +323,11 @@ def evaluate_run(
 
 
 def evaluate_runs(
-    runs: Sequence[RunFolder], dataset: data.Dataset, samples: int, limit: int | None = None
+    runs: Sequence[RunFolder],
+    dataset: data.Dataset,
+    samples: int,
+    limit: int | None = None,
+    compute: Compute = CPU,
 ) -> list[Row]:
     """Evaluate every run on the test set, or its first `limit` images, and on what it held out."""
     test = dataset.test[:limit]
@@ -322,17 +338,19 @@ def evaluate_runs(
             config, held_out = run.config, None
             if config.held_out and limit is None:
                 _, images = dataset.split(config.held_out)
-                held_out = evaluate_run(run, images, HELD_OUT, 100, lambda _: None)
-            result = evaluate_run(run, test, name, samples, shown.advance)
+                held_out = evaluate_run(run, images, HELD_OUT, 100, lambda _: None, compute)
+            result = evaluate_run(run, test, name, samples, shown.advance, compute)
             seconds = run.metrics()[-1]["seconds"]
             rows.append(Row(run, config, result, held_out, seconds))
     return rows
 
 
-def finish_sweep(folder: SweepFolder, dataset: data.Dataset, samples: int) -> list[Row]:
+def finish_sweep(
+    folder: SweepFolder, dataset: data.Dataset, samples: int, compute: Compute = CPU
+) -> list[Row]:
     """Evaluate a trained sweep, draw its pictures, write its results."""
     runs = [folder.run(config) for config in folder.config.runs()]
-    rows = evaluate_runs(runs, dataset, samples)
+    rows = evaluate_runs(runs, dataset, samples, compute=compute)
     sizes = {config: len(stack) for stack in stacks(folder.config.runs()) for config in stack}
     rows = [
         Row(row.run, row.config, row.evaluation, row.held_out, row.seconds / sizes[row.config])
@@ -351,7 +369,7 @@ def run_sweep(
     *,
     resume: bool = False,
     samples: int = 1000,
-    device: torch.device | None = None,
+    compute: Compute = CPU,
     is_demo: bool = False,
 ) -> tuple[SweepFolder, list[Row]]:
     """Train, evaluate and record a sweep."""
@@ -361,8 +379,8 @@ def run_sweep(
     folder = SweepFolder.open(path, config, resume=resume)
     if is_demo:
         write_atomically(path / DEMO_MARK, "written by `igr demo`, which may replace this folder\n")
-    train_sweep(folder, dataset, device or torch.device("cpu"))
-    return folder, finish_sweep(folder, dataset, samples)
+    train_sweep(folder, dataset, compute)
+    return folder, finish_sweep(folder, dataset, samples, compute)
 
 
 def load_data(name: str) -> data.Dataset:
@@ -537,6 +555,9 @@ def vae(
     ] = False,
     threads: Threads = 0,
     device: Annotated[str, typer.Option(help="Where torch computes, such as cpu or cuda.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile training steps: worth it for long runs.")
+    ] = False,
 ) -> None:
     """Train discrete VAEs, all temperatures and seeds of a family side by side, and evaluate them."""
     set_threads(threads)
@@ -560,8 +581,9 @@ def vae(
         unit_scale=unit_scale,
         held_out=held_out,
     )
+    compute = check_compute(Compute(device, compiled))
     folder, rows = run_sweep(
-        config, check_out(out_folder), resume=resume, samples=samples, device=check_device(device)
+        config, check_out(out_folder), resume=resume, samples=samples, compute=compute
     )
     out.print(results_table(grouped(rows), f"Discrete VAEs on {dataset}"))
     say(

@@ -25,7 +25,7 @@ from igr.experiments.progress import duration
 from igr.experiments.reproduce import Entry, Options, nats
 from igr.experiments.specs import ERRATA, SCALES, TABLES
 from igr.experiments.sweep import Result, Sweep, grid, mean_and_spread, read_cells, write_tables
-from igr.experiments.train import Interrupted
+from igr.experiments.train import Compute, Interrupted
 
 __all__ = ["register"]
 
@@ -55,6 +55,9 @@ Workers = Annotated[
     int, typer.Option(help="Processes side by side, of one thread each; 0: one for each core.")
 ]
 Device = Annotated[str, typer.Option(help="Where torch computes, such as cpu or cuda.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile training steps: worth it for long runs.")
+]
 
 
 def _run(
@@ -63,15 +66,15 @@ def _run(
     engine: str,
     ray_address: str | None,
     workers: int,
-    device: str,
+    compute: Compute,
 ) -> None:
-    from igr.experiments.cli import check_device, fail
+    from igr.experiments.cli import check_compute, fail
 
     check_choice("engine", engine, engines.ENGINES)
     check_count("workers", workers, least=0)
-    check_device(device)
+    check_compute(compute)
     if not workers:
-        workers = min(8, engines.cores()) if device == "cpu" else 1
+        workers = min(8, engines.cores()) if compute.device == "cpu" else 1
     try:
         engines.run(
             jobs,
@@ -79,7 +82,7 @@ def _run(
             _notes,
             engine=engine,
             workers=workers,
-            device=device,
+            compute=compute,
             ray_address=ray_address,
         )
     except Interrupted:
@@ -118,6 +121,7 @@ def reproduce_command(
     ray_address: RayAddress = None,
     workers: Workers = 0,
     device: Device = "cpu",
+    compiled: Compiled = False,
 ) -> None:
     """Run the paper's tables and figures and print ours beside the paper's."""
     start = time.monotonic()
@@ -137,7 +141,7 @@ def reproduce_command(
     read_cells(root)  # records of another version are found now, not after the work
     if scale == "smoke" and not workers:
         workers = 1  # a process takes longer to start than all of the work
-    _run(plan.jobs(), root, engine, ray_address, workers, device)
+    _run(plan.jobs(), root, engine, ray_address, workers, Compute(device, compiled))
     entries = plan.finished(root)
     write_tables(root)
     for table in TABLES.values():
@@ -238,11 +242,12 @@ def sweep_command(
     ray_address: RayAddress = None,
     workers: Workers = 1,
     device: Device = "cpu",
+    compiled: Compiled = False,
 ) -> None:
     """Run every combination of settings, temperatures and seeds side by side, and evaluate all of them."""
     sweeps = grid(_values(settings), samples=samples, test_images=test_images)
     root = out_folder.expanduser()
-    _run(sweeps, root, engine, ray_address, workers, device)
+    _run(sweeps, root, engine, ray_address, workers, Compute(device, compiled))
     write_tables(root)
     _out.print(_grid_table(sweeps, root))
     _say(f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}")

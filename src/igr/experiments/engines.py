@@ -25,7 +25,7 @@ from igr.experiments.data import DataError
 from igr.experiments.progress import Board, board
 from igr.experiments.records import RecordError, make_folder, write_atomically
 from igr.experiments.sweep import Context, Job, work
-from igr.experiments.train import Interrupted, StopRequest
+from igr.experiments.train import CPU, Compute, Interrupted, StopRequest
 
 __all__ = ["ENGINES", "cores", "run"]
 
@@ -46,7 +46,7 @@ def run(
     *,
     engine: str = "local",
     workers: int = 1,
-    device: str = "cpu",
+    compute: Compute = CPU,
     ray_address: str | None = None,
 ) -> None:
     """Do what is missing of the jobs, and show how far it is.
@@ -57,7 +57,7 @@ def run(
         console: where progress is shown.
         engine: one of `ENGINES`.
         workers: processes on this machine, each on one thread; 1 stays in this one.
-        device: where torch computes.
+        compute: where and how torch computes.
         ray_address: of the cluster; None starts one on this machine.
 
     Raises:
@@ -71,13 +71,13 @@ def run(
     workers = min(workers, len(missing))
     with StopRequest() as stop:
         if engine == "ray":
-            _run_on_ray(missing, root, console, stop, device, ray_address)
+            _run_on_ray(missing, root, console, stop, compute, ray_address)
             return
         with board(parts, console, workers) as shown:
             if workers == 1:
-                work(missing, Context(root, shown, stop, torch.device(device)))
+                work(missing, Context(root, shown, stop, compute))
             else:
-                _run_in_processes(missing, root, shown, stop, workers, device)
+                _run_in_processes(missing, root, shown, stop, workers, compute)
 
 
 @dataclasses.dataclass
@@ -136,14 +136,16 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _worker(jobs: Sequence[Job], root: Path, device: str, parent: int, events: Queue[Any]) -> None:
+def _worker(
+    jobs: Sequence[Job], root: Path, compute: Compute, parent: int, events: Queue[Any]
+) -> None:
     _die_with(parent)
     torch.set_num_threads(1)
     with StopRequest() as stop:
         # Ctrl-C reaches every process of a terminal; the parent alone passes it on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            work(jobs, Context(root, _Sender(events), stop, torch.device(device)))
+            work(jobs, Context(root, _Sender(events), stop, compute))
         except Interrupted:
             events.put(("interrupted",))
         except (ConfigError, DataError, RecordError) as error:
@@ -151,12 +153,17 @@ def _worker(jobs: Sequence[Job], root: Path, device: str, parent: int, events: Q
 
 
 def _run_in_processes(
-    jobs: Sequence[Job], root: Path, shown: Board, stop: StopRequest, workers: int, device: str
+    jobs: Sequence[Job],
+    root: Path,
+    shown: Board,
+    stop: StopRequest,
+    workers: int,
+    compute: Compute,
 ) -> None:
     context = multiprocessing.get_context("spawn")
     events: Queue[Any] = context.Queue()
     processes = [
-        context.Process(target=_worker, args=(jobs, root, device, os.getpid(), events))
+        context.Process(target=_worker, args=(jobs, root, compute, os.getpid(), events))
         for _ in range(workers)
     ]
     for process in processes:
@@ -204,13 +211,11 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def run_elsewhere(job: Job, device: str, events: Any) -> dict[str, bytes]:
+def run_elsewhere(job: Job, compute: Compute, events: Any) -> dict[str, bytes]:
     """Do a job in a folder of its own and return the files that it leaves, by their paths."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="igr-") as folder:
-        context = Context(
-            Path(folder), _Sender(events, every=2.0), StopRequest(), torch.device(device)
-        )
+        context = Context(Path(folder), _Sender(events, every=2.0), StopRequest(), compute)
         work([job], context)
         return _files(Path(folder))
 
@@ -233,7 +238,7 @@ def _run_on_ray(
     root: Path,
     console: Console,
     stop: StopRequest,
-    device: str,
+    compute: Compute,
     address: str | None,
 ) -> None:
     """One task for each job. The cluster's machines need this package and the data, but share no folder."""
@@ -253,11 +258,11 @@ def _run_on_ray(
             raise ConfigError(f"ray-address: cannot reach {address!r} ({reason})") from None
     try:
         events = ray_queue.Queue(actor_options={"num_cpus": 0})
-        gpus = 1 if torch.device(device).type == "cuda" else 0
+        gpus = 1 if torch.device(compute.device).type == "cuda" else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(run_elsewhere)
         workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
         with board({job.title: job.units for job in jobs}, console, workers) as shown:
-            waiting = {remote.remote(job, device, events): job for job in jobs}
+            waiting = {remote.remote(job, compute, events): job for job in jobs}
             while waiting:
                 ready, _ = ray.wait(list(waiting), timeout=0.5)
                 while not events.empty():

@@ -17,9 +17,9 @@ from igr.experiments.models import StackedModel, StackedVAE, stream
 
 __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_images"]
 
-_ROWS = (
-    256  # samples decoded at once: the outputs of so many, and the decoder, stay in a core's cache
-)
+# Samples decoded at once: the outputs of so many, and the decoder, stay in a core's cache; a card is to be kept busy.
+_ROWS = 256
+_ROWS_ON_CUDA = 2**17
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
 
@@ -136,7 +136,8 @@ def _(
     cdf = cumulative(log_q)
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
-    together = max(1, _ROWS // samples)
+    at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
+    together = max(1, at_once // samples)
     for i in range(0, len(images), together):
         some = slice(i, i + together)
         x = images[some]
@@ -150,8 +151,8 @@ def _(
                 numbers.uniform_(generator=generator)
             z = invert(cdf[some], uniform)
             log_q_drawn[some, start:stop] = log_q[some].gather(2, z.mT.long()).sum(1)
-            for row in range(start, stop, _ROWS):
-                end = min(stop, row + _ROWS)
+            for row in range(start, stop, at_once):
+                end = min(stop, row + at_once)
                 outputs = model.decode_categories(z[:, row - start : end - start].flatten(0, 1))
                 log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
                     outputs.unflatten(0, (len(x), -1)), x
@@ -177,9 +178,8 @@ def evaluate(
     start = time.perf_counter()
     scores: list[Tensor] = []
     for first in range(0, len(images), 100):
-        part = score_images(
-            model, images[first : first + 100], samples=samples, seed=seed, first=first
-        )
+        some = images[first : first + 100].to(model.temperatures.device)
+        part = score_images(model, some, samples=samples, seed=seed, first=first)
         names = ("bound", "released_estimate", "elbo", "kl", "relaxed_kl")
         scores.append(torch.stack([getattr(part, name) for name in names]).double().cpu())
         advance(scores[-1].shape[1])

@@ -74,9 +74,10 @@ class _BernoulliLogProb(torch.autograd.Function):
         return found[0] if len(found) == 1 else torch.cat(found)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         logits, x = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (x - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
         grad_logits = torch.empty_like(logits)
         for out, l, some, g in _run_by_run(grad_logits, logits, x, grad.unsqueeze(-1)):
             torch.sigmoid(l, out=out)

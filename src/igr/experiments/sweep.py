@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import filelock
-import torch
 from torch import Tensor
 
 from igr.experiments import data
@@ -50,7 +49,7 @@ from igr.experiments.records import (
     write_json,
 )
 from igr.experiments.specs import Column, Row, Scale, Table
-from igr.experiments.train import Interrupted, StopRequest, load_model, train_stack
+from igr.experiments.train import CPU, Compute, Interrupted, StopRequest, load_model, train_stack
 
 __all__ = [
     "Busy",
@@ -82,13 +81,13 @@ class Context:
         root: the folder of everything.
         reporter: is told of the progress.
         stop: asks for an end at the next point where nothing is lost.
-        device: where torch computes.
+        compute: where and how torch computes.
     """
 
     root: Path
     reporter: Reporter
     stop: StopRequest
-    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    compute: Compute = CPU
 
 
 class Job(Protocol):
@@ -351,7 +350,7 @@ class Sweep:
             train_stack(
                 stack,
                 images,
-                device=context.device,
+                compute=context.compute,
                 stop=context.stop,
                 advance=advance,
                 epoch_done=epoch_done,
@@ -378,7 +377,7 @@ class Sweep:
                 continue
             context.reporter.note(part, f"scoring run {i + 1} of {len(runs)} on {what} images")
             result = evaluation.evaluate(
-                load_model(run, images.shape[-1]),
+                load_model(run, images.shape[-1], context.compute.device),
                 images,
                 samples=scoring.samples,
                 seed=config.seed,

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +23,9 @@ from igr.experiments.records import RecordError, RunFolder, Stack
 from igr.experiments.sop import StackedSOP
 
 __all__ = [
+    "CPU",
     "METRICS",
+    "Compute",
     "EpochStopped",
     "Interrupted",
     "StackTrainer",
@@ -57,6 +60,24 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how runs are computed.
+
+    Compiled code changes results by rounding alone; another device draws other random numbers.
+
+    Attributes:
+        device: as torch names it.
+        compiled: whether relaxed objectives go through ``torch.compile``.
+    """
+
+    device: str = "cpu"
+    compiled: bool = False
+
+
+CPU = Compute()
 
 
 class EpochStopped(Exception):  # noqa: N818
@@ -303,14 +324,17 @@ class StackTrainer:
                 }
 
 
-def load_model(folder: RunFolder, num_pixels: int) -> StackedModel:
+def load_model(
+    folder: RunFolder, num_pixels: int, device: torch.device | str = "cpu"
+) -> StackedModel:
     """The trained model of a run, a stack of one."""
-    model, weights = build([folder.config], num_pixels), folder.weights()
+    model, weights = build([folder.config], num_pixels, device=device), folder.weights()
     expected = {name: value.shape for name, value in model.tensors.items()}
     if {name: value.shape for name, value in weights.items()} != expected:
         raise RecordError(
             f"{folder.path}: the weights do not fit the run's configuration and data set"
         )
+    weights = {name: value.to(device) for name, value in weights.items()}
     return model.with_tensors(weights, model.temperatures)
 
 
@@ -351,8 +375,7 @@ def train_stack(
     stack: Stack,
     data: Tensor,
     *,
-    device: torch.device | str = "cpu",
-    compiled: bool = False,
+    compute: Compute = CPU,
     stop: StopRequest | None = None,
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
@@ -370,7 +393,7 @@ def train_stack(
     if stack.finished:
         return
     stop = stop or StopRequest()
-    trainer = StackTrainer(stack.runs, data, device=device, compiled=compiled)
+    trainer = StackTrainer(stack.runs, data, device=compute.device, compiled=compute.compiled)
     history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
     if state is None:
