@@ -187,11 +187,16 @@ def test_draws_follow_their_probabilities(K: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["linear", "nonlinear"])
-def test_decoding_categories_is_decoding_one_hots(architecture: str) -> None:
-    model = tiny("gs", N=4, K=5, architecture=architecture)
-    codes = torch.randint(0, 5, (30, 4), dtype=torch.int32)
+@pytest.mark.parametrize("N", [1, 2, 4, 5])
+@pytest.mark.parametrize("largest", [0, 10**9])
+def test_decoding_categories_is_decoding_one_hots(
+    architecture: str, N: int, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "_LARGEST_TABLE", largest)  # with and without pairs
+    model = tiny("gs", N=N, K=5, architecture=architecture)
+    codes = torch.randint(0, 5, (30, N), dtype=torch.int32)
     torch.testing.assert_close(
-        model.decode_categories(codes), model.decode(one_hot(codes, 5)).squeeze(0)
+        model.category_decoder()(codes), model.decode(one_hot(codes, 5)).squeeze(0)
     )
 
 

@@ -17,8 +17,8 @@ from igr.experiments.models import StackedModel, StackedVAE, stream
 
 __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_images"]
 
-# Samples decoded at once: the outputs of so many, and the decoder, stay in a core's cache; a card is to be kept busy.
-_ROWS = 256
+# Samples decoded at once: the outputs of so many stay in the caches of two cores; a card is to be kept busy.
+_ROWS = 1024
 _ROWS_ON_CUDA = 2**17
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
@@ -134,6 +134,7 @@ def _(
     kl = (log_q.exp() * log_q).nan_to_num_(0.0).sum((-2, -1)) - log_prior
 
     cdf = cumulative(log_q)
+    decode = model.category_decoder()
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
     at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
@@ -153,7 +154,7 @@ def _(
             log_q_drawn[some, start:stop] = log_q[some].gather(2, z.mT.long()).sum(1)
             for row in range(start, stop, at_once):
                 end = min(stop, row + at_once)
-                outputs = model.decode_categories(z[:, row - start : end - start].flatten(0, 1))
+                outputs = decode(z[:, row - start : end - start].flatten(0, 1))
                 log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
                     outputs.unflatten(0, (len(x), -1)), x
                 )

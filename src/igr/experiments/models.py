@@ -86,6 +86,7 @@ class _BernoulliLogProb(torch.autograd.Function):
 
 
 _CACHED = 2**18  # numbers; some such tensors fit into a core's cache
+_LARGEST_TABLE = 2**20
 
 
 class _SoftmaxIGRSample(torch.autograd.Function):
@@ -574,17 +575,32 @@ class StackedVAE(StackedModel):
         """Outputs for the likelihood from ``(R, B, K, N)``, relaxed or one-hot."""
         return _affine_maps(z.flatten(-2), self.decoder)
 
-    def decode_categories(self, categories: Tensor) -> Tensor:
-        """Outputs for the likelihood from categories ``(M, N)``, whole numbers below K; of a stack of one.
+    def category_decoder(self) -> Callable[[Tensor], Tensor]:
+        """What gives the likelihood's outputs from categories ``(M, N)``, whole numbers below K; of a stack of one.
 
-        The first affine map of a one-hot input is a sum of N rows of its weight, gathered rather than multiplied.
+        The first affine map of a one-hot input is a sum of N rows of its weight, gathered rather than multiplied. The
+        rows of two variables are added up beforehand, for all K^2 pairs of categories, so that half as many are
+        gathered; but not where that would make a table beyond a core's cache.
         """
         (weight, bias), *rest = self.decoder
-        rows = categories * self.num_variables + torch.arange(
-            self.num_variables, dtype=categories.dtype, device=categories.device
-        )
-        x = F.embedding_bag(rows, weight.squeeze(0), mode="sum").add_(bias.squeeze(0))
-        return _affine_maps(x.relu_().unsqueeze(0), rest).squeeze(0) if rest else x
+        N, K = self.num_variables, self.family.num_categories
+        rows = weight.view(K, N, -1).clone()
+        rows[:, 0] += bias.view(-1)
+        P = N // 2 if K * K * N // 2 * rows.shape[-1] <= _LARGEST_TABLE else 0
+        pairs = rows[:, None, 0 : 2 * P : 2] + rows[None, :, 1 : 2 * P : 2]
+        table = torch.cat([pairs.flatten(0, 2), rows[:, 2 * P :].flatten(0, 1)])
+        pair = torch.arange(P, dtype=torch.int32, device=table.device)
+        single = torch.arange(N - 2 * P, dtype=torch.int32, device=table.device) + K * K * P
+
+        def decode(categories: Tensor) -> Tensor:
+            index = (categories[:, 0 : 2 * P : 2] * K + categories[:, 1 : 2 * P : 2]) * P + pair
+            if len(single):
+                alone = categories[:, 2 * P :] * len(single) + single
+                index = torch.cat([index, alone], 1)
+            x = F.embedding_bag(index, table, mode="sum")
+            return _affine_maps(x.relu_().unsqueeze(0), rest).squeeze(0) if rest else x
+
+        return decode
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         z, kl = self.family.sample_and_kl(self.encode(x), noise, self.temperature)

@@ -129,16 +129,13 @@ def _(
     generator = stream(seed, "recovery")
     log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
     drawn = draw_categories(log_q, 2, stream(seed, "pictures"))
-    rebuilt = [model.likelihood.mean(model.decode_categories(drawn[:, i])) for i in range(2)]
+    decode = model.category_decoder()
+    rebuilt = [model.likelihood.mean(decode(drawn[:, i])) for i in range(2)]
     rows = torch.stack([shown, *rebuilt]).unflatten(-1, shape)
     codes = torch.randint(
         0, family.num_categories, (6 * 12, N), generator=stream(seed, "prior"), dtype=torch.int32
     )
-    prior = (
-        model.likelihood.mean(model.decode_categories(codes))
-        .unflatten(-1, shape)
-        .unflatten(0, (6, 12))
-    )
+    prior = model.likelihood.mean(decode(codes)).unflatten(-1, shape).unflatten(0, (6, 12))
     return {
         "reconstructions.png": _picture(
             rows,
