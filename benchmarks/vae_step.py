@@ -19,7 +19,7 @@ from harness import Row, compare, options, report
 from igr.experiments.config import RunConfig
 from igr.experiments.evaluate import score_images
 from igr.experiments.models import StackedVAE
-from igr.experiments.train import StackTrainer, build, flushed_denormals
+from igr.experiments.train import StackTrainer, build, flushed_denormals, keep_memory
 
 PIXELS, IMAGES, BATCH = 784, 6000, 100
 TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.25, 0.4, 0.5, 0.67, 0.85, 1.0)
@@ -134,6 +134,7 @@ def bound_row(architecture: str, images: Tensor, repeats: int, samples: int = 10
 
 def main() -> None:
     chosen = options(__doc__)
+    keep_memory()  # as the command does
     with flushed_denormals():
         report("Training and evaluating a VAE", measure(chosen), chosen.json)
 

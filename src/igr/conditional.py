@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import values_can_be_read
+from igr._checks import values_can_be_read
+from igr._quadrature import gauss_legendre
 
 __all__ = [
     "conditional_gaussian",
@@ -232,8 +233,8 @@ def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Ten
 
 
 @lru_cache(maxsize=8)
-def _gauss_legendre(num_nodes: int) -> tuple[list[float], list[float], list[list[float]]]:
-    """Nodes and weights on [0, 1], and a matrix from values at the nodes to an integral.
+def _rule_and_integral(num_nodes: int) -> tuple[list[float], list[float], list[list[float]]]:
+    """Nodes and weights of `gauss_legendre`, and a matrix from values at the nodes to an integral.
 
     The integral from -1 to x of the polynomial through the values (on [-1, 1]) is a polynomial; the matrix has its
     coefficients of x**0, x**1, ...
@@ -250,22 +251,14 @@ def _gauss_legendre(num_nodes: int) -> tuple[list[float], list[float], list[list
         coefficients = [0.0, *(c / (i + 1) for i, c in enumerate(powers[n]))]
         coefficients[0] = -sum(c * (-1) ** i for i, c in enumerate(coefficients))
         integrals.append(coefficients + [0.0] * (num_nodes + 1 - len(coefficients)))
-    nodes, weights, matrix = [], [], []
-    for i in range(num_nodes):
-        x = math.cos(math.pi * (num_nodes - i - 0.25) / (num_nodes + 0.5))
-        for _ in range(100):
-            legendre = [1.0, x]
-            for n in range(2, num_nodes + 1):
-                legendre.append(((2 * n - 1) * x * legendre[-1] - (n - 1) * legendre[-2]) / n)
-            slope = num_nodes * (x * legendre[-1] - legendre[-2]) / (x * x - 1)
-            step = legendre[-1] / slope
-            x -= step
-            if abs(step) < 1e-15:
-                break
-        weight = 2 / ((1 - x * x) * slope * slope)
-        nodes.append((1 + x) / 2)
-        weights.append(weight / 2)
-        series = [(n + 0.5) * weight * legendre[n] for n in range(num_nodes)]
+    nodes, weights = (values.tolist() for values in gauss_legendre(num_nodes))
+    matrix = []
+    for node, weight in zip(nodes, weights, strict=True):
+        x = 2 * node - 1
+        legendre = [1.0, x]
+        for n in range(2, num_nodes):
+            legendre.append(((2 * n - 1) * x * legendre[-1] - (n - 1) * legendre[-2]) / n)
+        series = [(2 * n + 1) * weight * legendre[n] for n in range(num_nodes)]
         matrix.append(
             [
                 sum(a * row[j] for a, row in zip(series, integrals, strict=True))
@@ -356,7 +349,7 @@ def _largest(
     reach = torch.maximum(right - left, 1e-12 * unit)
     width = torch.log1p(reach / unit) / panels
     node, node_weight, to_integral = (
-        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _gauss_legendre(num_nodes)
+        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _rule_and_integral(num_nodes)
     )
     panel = torch.arange(panels, dtype=loc.dtype, device=loc.device)
     v = (panel.unsqueeze(-1) + node).flatten() * width.unsqueeze(-1)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igr import functional
+from igr._quadrature import gauss_legendre
 
 __all__ = ["leader_log_probs"]
 
@@ -96,15 +97,6 @@ def _move_rest(probs: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(position == last, probs[..., -1:], own)
 
 
-@lru_cache(maxsize=16)
-def _nodes(num_nodes: int) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights on [0, 1], by Golub and Welsch's eigenvalues."""
-    n = torch.arange(1, num_nodes, dtype=torch.float64)
-    beta = n / torch.sqrt(4 * n * n - 1)
-    values, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
-    return (values + 1) / 2, vectors[0].square()
-
-
 class _Recursion:
     """G forward and V backward, on grids that are uniform in logit r.
 
@@ -137,7 +129,7 @@ class _Recursion:
             later = active.flip(-1).cumsum(-1).flip(-1)
             self.log_later = (later - active.to(later.dtype) + 1).to(loc.dtype).log()
             self.fractions = torch.linspace(0, 1, num_points, dtype=loc.dtype, device=loc.device)
-            self.nodes, self.weights = (x.to(loc.device) for x in _nodes(num_nodes))
+            self.nodes, self.weights = (x.to(loc.device) for x in gauss_legendre(num_nodes))
 
     def probs(self) -> Tensor:
         """P(k) for all k, ``(*batch, K)``."""

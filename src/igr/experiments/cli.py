@@ -53,6 +53,7 @@ from igr.experiments.train import (
     Interrupted,
     StopRequest,
     flushed_denormals,
+    keep_memory,
     load_model,
     train_stack,
 )
@@ -617,6 +618,7 @@ cli_reproduce.register(app)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is one line on standard error and exit code 2."""
+    keep_memory()
     try:
         with flushed_denormals():  # here too, so that all threads are started so
             code = app(

@@ -25,7 +25,7 @@ from igr.experiments.data import DataError
 from igr.experiments.progress import Board, board
 from igr.experiments.records import RecordError, make_folder, write_atomically
 from igr.experiments.sweep import Context, Job, work
-from igr.experiments.train import CPU, Compute, Interrupted, StopRequest
+from igr.experiments.train import CPU, Compute, Interrupted, StopRequest, keep_memory
 
 __all__ = ["ENGINES", "cores", "run"]
 
@@ -140,6 +140,7 @@ def _worker(
     jobs: Sequence[Job], root: Path, compute: Compute, parent: int, events: Queue[Any]
 ) -> None:
     _die_with(parent)
+    keep_memory()
     torch.set_num_threads(1)
     with StopRequest() as stop:
         # Ctrl-C reaches every process of a terminal; the parent alone passes it on.
@@ -213,6 +214,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 def run_elsewhere(job: Job, compute: Compute, events: Any) -> dict[str, bytes]:
     """Do a job in a folder of its own and return the files that it leaves, by their paths."""
+    keep_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="igr-") as folder:
         context = Context(Path(folder), _Sender(events, every=2.0), StopRequest(), compute)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import signal
 import threading
@@ -32,6 +33,7 @@ __all__ = [
     "StopRequest",
     "build",
     "flushed_denormals",
+    "keep_memory",
     "load_model",
     "train_stack",
 ]
@@ -78,6 +80,19 @@ class Compute:
 
 
 CPU = Compute()
+
+
+def keep_memory() -> None:
+    """Have glibc's malloc keep what is freed, for the rest of this process; nothing elsewhere. For commands and workers.
+
+    Blocks beyond 32 MB, such as the gradients of 50 runs, it gives back to the system at once, which then has to map and
+    clear them anew in every step: a tenth of a step on one thread, a third on two.
+    """
+    trim_threshold, mmap_max = -1, -4  # glibc's numbers for these options
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 class EpochStopped(Exception):  # noqa: N818
