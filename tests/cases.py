@@ -158,8 +158,9 @@ def _softmax_after(flow: Callable[[int, torch.dtype], Transform]) -> Build:
 def _spline(num_coordinates: int, dtype: torch.dtype) -> Transform:
     from pyro.distributions.transforms import Spline
 
-    torch.manual_seed(7)
-    spline = Spline(num_coordinates, count_bins=4, bound=4.0).to(dtype).requires_grad_(False)
+    with torch.random.fork_rng():  # the caller's stream stays what it is, whoever comes first
+        torch.manual_seed(7)
+        spline = Spline(num_coordinates, count_bins=4, bound=4.0).to(dtype).requires_grad_(False)
     for p in spline.parameters():
         p.mul_(0.3)
     return spline
@@ -169,8 +170,9 @@ def _spline(num_coordinates: int, dtype: torch.dtype) -> Transform:
 def _zuko(num_coordinates: int, dtype: torch.dtype) -> Transform:
     import zuko
 
-    torch.manual_seed(7)
-    flow = zuko.flows.MaskedAutoregressiveTransform(num_coordinates, hidden_features=(8,))
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        flow = zuko.flows.MaskedAutoregressiveTransform(num_coordinates, hidden_features=(8,))
     return flow.to(dtype).requires_grad_(False)()
 
 

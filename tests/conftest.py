@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import Distribution
 
 # Tests run side by side, one process per core.
 torch.set_num_threads(1)
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 def seed() -> None:
     """Gives each test, and each doctest, the same random numbers whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def validation() -> None:
+    """Gives each test torch's default; importing Pyro turns validation off for everybody."""
+    Distribution.set_default_validate_args(__debug__)
 
 
 @pytest.fixture(scope="session")

@@ -509,7 +509,9 @@ def test_torch_fails_where_these_do_not() -> None:
 
     finite = {}
     for t in (0.05, 0.01):
-        rival = RelaxedOneHotCategorical(torch.tensor(t), logits=torch.zeros(10))
+        logits = torch.zeros(10)
+        # Its own check of the simplex fails too.
+        rival = RelaxedOneHotCategorical(torch.tensor(t), logits=logits, validate_args=False)
         finite[t] = float(rival.log_prob(rival.sample((2000,))).isfinite().float().mean())
         ours = igr.GumbelSoftmax(t, logits=torch.zeros(10)).rsample_and_log_prob((2000,))[1]
         assert ours.isfinite().all()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igr._exp import exp_nonpositive_
+
 __all__ = ["applies", "gaussian_kl", "igr_softmax"]
 
 
@@ -54,7 +56,7 @@ class _IGRSoftmax(torch.autograd.Function):
         torch.addcmul(loc, scale, noise, out=y)
         y.div_(temperature)
         x.narrow(dim, n, 1).fill_(last)
-        x.sub_(x.amax(dim, keepdim=True)).exp_()
+        exp_nonpositive_(x.sub_(x.amax(dim, keepdim=True)))
         z = x.div_(x.sum(dim, keepdim=True))
         ctx.temperature, ctx.dim = temperature, dim
         ctx.save_for_backward(z, noise)

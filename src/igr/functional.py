@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from igr import _checks, _fused
+from igr._exp import exp_nonpositive
 
 __all__ = [
     "gaussian_kl",
@@ -77,7 +78,7 @@ def softmax(x: Tensor) -> Tensor:
     """Softmax over the last dimension, quick over short rows too."""
     if not _rows_are_short(x):
         return torch.softmax(x, -1)
-    weights = (x - x.detach().amax(-1, keepdim=True)).exp()
+    weights = exp_nonpositive(x - x.detach().amax(-1, keepdim=True))
     return weights / weights.sum(-1, keepdim=True)
 
 
@@ -86,7 +87,7 @@ def log_softmax(x: Tensor) -> Tensor:
     if not _rows_are_short(x):
         return torch.log_softmax(x, -1)
     shifted = x - x.detach().amax(-1, keepdim=True)
-    return shifted - shifted.exp().sum(-1, keepdim=True).log()
+    return shifted - exp_nonpositive(shifted).sum(-1, keepdim=True).log()
 
 
 def _append(y: Tensor, last: float | Tensor) -> Tensor:

@@ -158,18 +158,18 @@ class _GumbelSoftmaxSample(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scores = parameters + noise
         z = _tempered_softmax(scores, temperature)
-        log_p = torch.log_softmax(scores.mul_(-prior / temperature), dim=-2)
-        ctx.save_for_backward(temperature, z, log_p)
+        scores.mul_(-prior / temperature)
+        ctx.save_for_backward(temperature, z, scores)
         ctx.prior = prior
-        return z, log_p.sum((-2, -1)).neg_()
+        return z, torch.log_softmax(scores, dim=-2).sum((-2, -1)).neg_()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
-        temperature, z, log_p = ctx.saved_tensors
+        temperature, z, scores = ctx.saved_tensors
         grad = _softmax_backward(grad_z, z)
         # -sum log p has gradient prior (1 - K p) in u.
-        uneven = log_p.exp().mul_(-z.shape[-2]).add_(1)
+        uneven = torch.softmax(scores, dim=-2).mul_(-z.shape[-2]).add_(1)
         grad.addcmul_(uneven, grad_kl[..., None, None], value=ctx.prior)
         return grad.div_(temperature), None, None, None
 

@@ -83,10 +83,10 @@ CPU = Compute()
 
 
 def keep_memory() -> None:
-    """Have glibc's malloc keep what is freed, for the rest of this process; nothing elsewhere. For commands and workers.
+    """Have glibc's malloc keep what is freed, for the rest of this process; for commands and their workers.
 
-    Blocks beyond 32 MB, such as the gradients of 50 runs, it gives back to the system at once, which then has to map and
-    clear them anew in every step: a tenth of a step on one thread, a third on two.
+    Blocks beyond 32 MB, such as the gradients of 50 runs, it gives back to the system at once, which then has to map
+    and clear them anew in every step: a tenth of a step on one thread, a third on two.
     """
     trim_threshold, mmap_max = -1, -4  # glibc's numbers for these options
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
