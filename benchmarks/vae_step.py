@@ -89,6 +89,18 @@ def step_row(
     )
 
 
+def claim_row(family: str, images: Tensor, repeats: int) -> Row:
+    """The paper's claim on time: I and SB about as fast as the Gumbel-Softmax, Planar some 30% slower."""
+    return compare(
+        f"{family}: step of 1 run",
+        training(grid(family, 1), images)[1],
+        "gs: step of 1 run",
+        training(grid("gs", 1), images)[1],
+        None,
+        repeats=repeats,
+    )
+
+
 def stack_row(images: Tensor, repeats: int, count: int = 50) -> Row:
     _, together = training(grid("igr-i", count), images)
     alone = [training([run], images)[1] for run in grid("igr-i", count)]
@@ -154,6 +166,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
         step_row("igr-i", 50, images, 1.4, few),
         step_row("igr-i", 50, images, 1.2, few, compiled=True),
         stack_row(images, few),
+        *(claim_row(family, images, many) for family in ("igr-i", "igr-sb", "igr-planar")),
         bound_row("linear", images, few),
         bound_row("nonlinear", images, few),
     ]
