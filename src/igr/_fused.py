@@ -107,7 +107,8 @@ class _GaussianKL(torch.autograd.Function):
             distance.div_(scale0)
             ratio = scale / scale0
         # One sum for all: over short rows a sum takes as long as several of the other passes.
-        terms = distance.mul_(distance).addcmul_(ratio, ratio).sub_(torch.log(ratio), alpha=2)
+        terms = distance.mul_(distance).addcmul_(ratio, ratio)
+        terms.sub_(torch.log(ratio) if ratio is scale else ratio.log_(), alpha=2)
         return terms.sum(dim).sub_(loc.shape[dim]).mul_(0.5)
 
     @staticmethod
@@ -115,11 +116,15 @@ class _GaussianKL(torch.autograd.Function):
         loc, scale, *tensors = ctx.saved_tensors
         loc0, scale0 = (tensors.pop(0) if number is None else number for number in ctx.numbers)
         grad = grad.unsqueeze(ctx.dim)
-        weight = grad / (scale0 * scale0)
+        precision = 1 / (scale0 * scale0)
         if torch.is_grad_enabled():
-            distance = (loc - loc0) * weight
-            grad_scale = scale * weight - grad / scale
+            distance = (loc - loc0) * precision * grad
+            grad_scale = (scale * precision - 1 / scale) * grad
+        elif isinstance(precision, Tensor):
+            distance = (loc - loc0).mul_(precision).mul_(grad)
+            grad_scale = scale.reciprocal().neg_().addcmul_(scale, precision).mul_(grad)
         else:
+            weight = grad * precision
             distance = (loc - loc0).mul_(weight)
             grad_scale = scale.reciprocal().mul_(grad.neg()).addcmul_(scale, weight)
         grad_loc0 = grad_scale0 = None
@@ -127,7 +132,8 @@ class _GaussianKL(torch.autograd.Function):
             grad_loc0 = (-distance).sum_to_size(loc0.shape)
         if ctx.needs_input_grad[3]:
             squares = (loc - loc0).square() + scale.square()
-            grad_scale0 = (grad / scale0 - weight * squares / scale0).sum_to_size(scale0.shape)
+            terms = (1 - squares * precision) / scale0 * grad
+            grad_scale0 = terms.sum_to_size(scale0.shape)
         return distance, grad_scale, grad_loc0, grad_scale0, None
 
 
