@@ -20,7 +20,6 @@ __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_im
 # Samples decoded at once: the outputs of so many stay in the caches of two cores; a card is to be kept busy.
 _ROWS = 1024
 _ROWS_ON_CUDA = 2**17
-_IMAGES = 8  # whose samples are drawn at once, so that there is enough for two threads
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
 
@@ -139,7 +138,7 @@ def _(
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
     at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
-    together = max(_IMAGES, at_once // samples)
+    together = max(1, at_once // samples)
     for i in range(0, len(images), together):
         some = slice(i, i + together)
         x = images[some]
@@ -153,9 +152,8 @@ def _(
                 numbers.uniform_(generator=generator)
             z = invert(cdf[some], uniform)
             log_q_drawn[some, start:stop] = log_q[some].gather(2, z.mT.long()).sum(1)
-            step = max(1, at_once // len(x))
-            for row in range(start, stop, step):
-                end = min(stop, row + step)
+            for row in range(start, stop, at_once):
+                end = min(stop, row + at_once)
                 outputs = decode(z[:, row - start : end - start].flatten(0, 1))
                 log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
                     outputs.unflatten(0, (len(x), -1)), x
