@@ -250,26 +250,19 @@ class SoftmaxIGRFit(_Squared):
         return argmax_log_probs(self.free, torch.ones_like(self.free)).exp()
 
 
-def _cross_entropy(wanted: Tensor, mean: Tensor) -> Tensor:
-    r""":math:`-\sum_k p_k \log \bar z_k`.
+class _CrossEntropy(Fit):
+    r"""Lessens :math:`-\sum_k p_k \log \bar z_k`, with the mean of draws. Abstract.
 
     The squared distance of (14) has next to no gradient where either distribution has no mass, and from a flat start
-    does not get there.
-    """
-    return -torch.xlogy(wanted, mean + 1e-12).sum()
-
-
-class SharpStickBreakingFit(_FiniteFit):
-    """Sharpened IGR-SB, by the cross-entropy between p and the mean of draws.
-
-    For "hard" these are of the relaxation at temperature 0.2, which has a gradient where argmax has none.
+    does not get there. For "hard" the draws are of the relaxation at temperature 0.2, which has a gradient where argmax
+    has none.
     """
 
     lr = 0.02
 
-    def at(self, temperature: float) -> igr.SharpStickBreakingIGR:
-        scale = torch.ones_like(self.free)
-        return igr.SharpStickBreakingIGR(self.free, scale, temperature, validate_args=False)
+    @abstractmethod
+    def at(self, temperature: float) -> igr.IGR | igr.CountableIGR:
+        """The relaxation at a temperature."""
 
     def relaxed(self, count: int) -> Tensor:
         return self.at(self.each.temperature).rsample((count,))
@@ -280,17 +273,24 @@ class SharpStickBreakingFit(_FiniteFit):
     def objective(self) -> Tensor:
         temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
         mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
-        return _cross_entropy(self.wanted, mean)
+        return -torch.xlogy(self.target.probs(len(mean)).to(mean), mean + 1e-12).sum()
 
 
-class CountableFit(Fit):
-    """`igr.CountableIGR`, sharpened: as `SharpStickBreakingFit`, with coordinates added as its draws need them.
+class SharpStickBreakingFit(_CrossEntropy, _FiniteFit):
+    """Sharpened IGR-SB."""
+
+    def at(self, temperature: float) -> igr.SharpStickBreakingIGR:
+        scale = torch.ones_like(self.free)
+        return igr.SharpStickBreakingIGR(self.free, scale, temperature, validate_args=False)
+
+
+class CountableFit(_CrossEntropy):
+    """`igr.CountableIGR`, sharpened: coordinates are added as its draws need them.
 
     Locations start at -2, that is, with short sticks: where a draw is cut nothing beyond has a gradient, so a start
     at 0 sees a dozen categories and never gets further.
     """
 
-    lr = 0.02
     closing: type[igr.Sharpen] | type[igr.SoftmaxPlusPlus] = igr.Sharpen
 
     def __init__(self, target: Target, each: Approximation) -> None:
@@ -308,17 +308,6 @@ class CountableFit(Fit):
 
     def at(self, temperature: float) -> igr.CountableIGR:
         return igr.CountableIGR(self.parameters, temperature, self.closing, validate_args=False)
-
-    def relaxed(self, count: int) -> Tensor:
-        return self.at(self.each.temperature).rsample((count,))
-
-    def hard_probs(self) -> Tensor:
-        return self.at(self.each.temperature).discrete().probs
-
-    def objective(self) -> Tensor:
-        temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
-        mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
-        return _cross_entropy(self.target.probs(len(mean)).to(mean), mean)
 
 
 class PaperCountableFit(CountableFit):
