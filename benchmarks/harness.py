@@ -88,9 +88,8 @@ def peak_memory(case: Callable[[], object]) -> float | None:
     """The most memory that the process took up, above what it did before, in MiB; None where Linux does not say."""
     try:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what is free is not in the process's memory, and is seen when it is used
+        # What is free leaves the process's memory, and so is seen when it is used.
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak afresh
         before = _resident("VmRSS")
         case()

@@ -508,3 +508,5 @@ def test_a_long_stack_computes_run_by_run_what_it_computes_at_once(monkeypatch):
     torch.testing.assert_close(found[0], found[1], rtol=1e-15, atol=0)
     wanted = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
     torch.testing.assert_close(found[1][0], wanted)
+    # Images that all runs share take the whole at once.
+    assert models.Bernoulli().log_prob(logits, x[:1]).shape == weights.shape

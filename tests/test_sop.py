@@ -52,7 +52,7 @@ def probability_of_one(model: StackedSOP, layer: int, inputs: torch.Tensor) -> t
         low, high = torch.full_like(loc, -50.0), torch.full_like(loc, 50.0)
         for _ in range(80):
             middle = (low + high) / 2
-            above = family._apply(middle.unsqueeze(-2))[0].squeeze(-2) > 0
+            above = families._through(family.flows, middle.unsqueeze(-2))[0].squeeze(-2) > 0
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return torch.special.ndtr((loc - low) / log_scale.exp())
     return torch.special.ndtr(loc / log_scale.exp())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ from torch.distributions import kl_divergence
 
 import igr
 from igr.experiments import models
-from igr.experiments.models import Family, SoftmaxIGRFamily, gaussian_sample, winner
+from igr.experiments.models import Family, gaussian_sample, hard_matched_loc, winner
 
 __all__ = [
     "DIFFERENTIABLE",
@@ -220,6 +221,16 @@ class _PlanarFlow:
         return igr.Planar(self.u.mT, self.w.mT, self.b.squeeze(-2))
 
 
+def _through(flows: Sequence[_PlanarFlow], y: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """y after all flows, the sum of their log-determinants ``(R, B)``, and the height of each."""
+    total, heights = torch.zeros_like(y[..., 0, 0]), []
+    for flow in flows:
+        y, log_det, h = flow(y)
+        total = total + log_det.sum(-1)
+        heights.append(h)
+    return y, total, heights
+
+
 @dataclass(frozen=True)
 class PlanarFamily(_MappedGaussian):
     r"""IGR-Planar: two nested planar flows, one pair for each variable and shared by all images, then the softmax++.
@@ -231,12 +242,12 @@ class PlanarFamily(_MappedGaussian):
     """
 
     flows: tuple[_PlanarFlow, ...] = field(default=(), compare=False, repr=False)
+    prior_loc: float = field(init=False, repr=False)
+    """That of `SoftmaxIGRFamily`."""
     num_flows = 2
 
-    @property
-    def prior_loc(self) -> float:
-        """That of `SoftmaxIGRFamily`."""
-        return SoftmaxIGRFamily(self.num_categories, self.prior_temperature).prior_loc
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prior_loc", hard_matched_loc(self.num_categories))
 
     def initial_tensors(self, num_variables: int, generator: torch.Generator) -> dict[str, Tensor]:
         tensors = {}
@@ -264,21 +275,13 @@ class PlanarFamily(_MappedGaussian):
         """y and log q(y) - log p(y), summed over variables."""
         loc, log_scale = parameters.chunk(2, dim=-2)
         start = torch.addcmul(loc, log_scale.exp(), noise)
-        y, log_det, heights = self._apply(start)
+        y, log_det, heights = _through(self.flows, start)
         if self.sticking_the_landing:
             log_q = self._sticking_log_q(start, y, heights, loc.detach(), log_scale.detach())
         else:
             log_q = -0.5 * noise.square().sum((-2, -1)) - log_scale.sum((-2, -1)) - log_det
         log_p = -0.5 * (y - self.prior_loc).square().sum((-2, -1))
         return y, log_q - log_p
-
-    def _apply(self, y: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        total, heights = torch.zeros_like(y[..., 0, 0]), []
-        for flow in self.flows:
-            y, log_det, h = flow(y)
-            total = total + log_det.sum(-1)
-            heights.append(h)
-        return y, total, heights
 
     def _sticking_log_q(
         self, start: Tensor, y: Tensor, heights: list[Tensor], loc: Tensor, log_scale: Tensor
@@ -293,11 +296,11 @@ class PlanarFamily(_MappedGaussian):
             step = flow.pull_back(step, h.detach())
         found = start.detach() + step
         noise = (found - loc) * (-log_scale).exp()
-        _, log_det, _ = replace(self, flows=tuple(fixed))._apply(found)
+        _, log_det, _ = _through(fixed, found)
         return -0.5 * noise.square().sum((-2, -1)) - log_scale.sum((-2, -1)) - log_det
 
     def categories_of(self, y: Tensor) -> Tensor:
-        return winner(F.pad(self._apply(y)[0], (0, 0, 0, 1)))
+        return winner(F.pad(_through(self.flows, y)[0], (0, 0, 0, 1)))
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.PlanarIGR:
         loc, log_scale = parameters.mT.chunk(2, dim=-1)

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -36,9 +37,14 @@ __all__ = [
     "draw_maps",
     "draw_stack",
     "gaussian_sample",
+    "hard_matched_loc",
     "stream",
     "winner",
 ]
+
+
+_CACHED = 2**18  # numbers; some tensors of so many fit into a core's cache
+_LARGEST_TABLE = 2**20  # numbers; a table to gather from may be this large
 
 
 def stream(seed: int, *labels: object, device: torch.device | str = "cpu") -> torch.Generator:
@@ -57,6 +63,8 @@ def _run_by_run(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The runs of a stack that a core's cache does not hold one after the other, so that each stays in it."""
     first = tensors[0]
     if first.numel() <= _CACHED or first.is_cuda or torch.compiler.is_compiling():
+        return [tensors]
+    if first.dim() < 3 or any(len(x) != len(first) for x in tensors):
         return [tensors]
     return zip(*(x.split(1) for x in tensors), strict=True)
 
@@ -83,10 +91,6 @@ class _BernoulliLogProb(torch.autograd.Function):
             torch.sigmoid(l, out=out)
             torch.sub(some, out, out=out).mul_(g)
         return grad_logits, None
-
-
-_CACHED = 2**18  # numbers; some such tensors fit into a core's cache
-_LARGEST_TABLE = 2**20
 
 
 class _SoftmaxIGRSample(torch.autograd.Function):
@@ -350,6 +354,13 @@ class Family(ABC):
         """KL(q || p) of the relaxation for each image, ``(R, B)``: exact if there is a closed form."""
 
 
+@lru_cache(maxsize=32)
+def hard_matched_loc(num_categories: int) -> float:
+    """The location m, at scale 1, of `SoftmaxIGRFamily`'s prior."""
+    p = torch.tensor(num_categories ** (-1 / (num_categories - 1)), dtype=torch.float64)
+    return -torch.special.ndtri(p).item()
+
+
 @dataclass(frozen=True)
 class SoftmaxIGRFamily(Family):
     r"""IGR-I: the softmax++ of a Gaussian (15), with closed-form KL (13).
@@ -362,9 +373,7 @@ class SoftmaxIGRFamily(Family):
     prior_loc: float = field(init=False)
 
     def __post_init__(self) -> None:
-        K = self.num_categories
-        p = torch.tensor(K ** (-1 / (K - 1)), dtype=torch.float64)
-        object.__setattr__(self, "prior_loc", -torch.special.ndtri(p).item())
+        object.__setattr__(self, "prior_loc", hard_matched_loc(self.num_categories))
 
     @property
     def outputs_per_variable(self) -> int:
