@@ -112,6 +112,33 @@ def test_stick_breaking_inverse_is_accurate_in_the_tails() -> None:
     torch.testing.assert_close(fn.log_stick_breaking_inverse(fn.log_stick_breaking(y)), y)
 
 
+@pytest.mark.parametrize(("dtype", "num_categories"), [(D, 10), (D, 2000), (torch.float32, 2000)])
+def test_what_is_left_of_the_stick_gives_its_pieces(
+    dtype: torch.dtype, num_categories: int
+) -> None:
+    """The samplers' quicker form, its samples and gradients, to the rounding of the largest number in it."""
+    spread = 20.0 if num_categories == 10 else 2.0  # the long stick's last pieces underflow
+    y = (spread * torch.randn(20, num_categories - 1, dtype=D)).to(dtype).requires_grad_()
+    log_w = fn.log_stick_breaking(y.double())
+    left = fn.log_stick_left(y)
+    rounding = 4 * torch.finfo(dtype).eps * float(log_w.detach().abs().max())
+    torch.testing.assert_close(y + left, log_w[:, :-1], rtol=0.0, atol=rounding, check_dtype=False)
+    torch.testing.assert_close(
+        left[:, -1], log_w[:, -1], rtol=0.0, atol=rounding, check_dtype=False
+    )
+
+    weights = torch.randn(20, num_categories, dtype=D)
+    expected = fn.softmax_plus_plus(log_w[:, :-1].exp(), 0.5)
+    zero, one = torch.zeros_like(y), torch.ones_like(y)
+    z = fn.stick_breaking_igr_softmax(y, zero + 1e-30, 0.5, noise=one)
+    # What has a weight to speak of comes early in the stick, where the numbers are small.
+    few = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(z, expected, rtol=few, atol=few, check_dtype=False)
+    (grad,) = torch.autograd.grad((z * weights.to(dtype)).sum(), y)
+    (right,) = torch.autograd.grad((expected * weights).sum(), y)
+    torch.testing.assert_close(grad, right, rtol=few, atol=few, check_dtype=False)
+
+
 @pytest.mark.parametrize(
     "allowed",
     [[True, False, True, True], [True, False, True, False], [False, True, False, False]],

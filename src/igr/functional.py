@@ -200,6 +200,14 @@ def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
     return log_w if allowed is None else log_w.masked_fill(~allowed, -torch.inf)
 
 
+def log_stick_left(y: Tensor, dim: int = -1) -> Tensor:
+    r"""Logarithms of what is left of the stick of (16) after its breaks, :math:`\sum_{i \le k} \log(1 - \sigma(y_i))`.
+
+    With :math:`y_k` added they are :math:`\log w_k`: `log_stick_breaking` in half the time, with the rounding of y.
+    """
+    return F.logsigmoid(-y).cumsum(dim)
+
+
 def stick_breaking_active(allowed: Tensor) -> Tensor:
     """Which of the K-1 breaks are made: those of the allowed categories but the last allowed one."""
     later = allowed.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0
@@ -570,8 +578,9 @@ def stick_breaking_igr_softmax(
     """
     _checks.positive("tau", tau)
     _checks.positive("delta", delta)
-    log_w = log_stick_breaking(_gaussian(loc, scale, noise, generator, dim))[..., :-1]
-    z = softmax_plus_plus(log_w.exp(), tau, delta)
+    y = _gaussian(loc, scale, noise, generator, dim)
+    log_w = y + log_stick_left(y)
+    z = softmax_plus_plus(exp_nonpositive(log_w), tau, delta)
     return _finish(z, _append(log_w, -math.inf) if hard else None, dim, loc.dtype)
 
 

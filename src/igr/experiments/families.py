@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import igr
+from igr import functional
 from igr.experiments import models
 from igr.experiments.models import Family, gaussian_sample, hard_matched_loc, winner
 
@@ -53,13 +54,9 @@ def hard_matched_stick(num_categories: int, rest: bool) -> tuple[float, ...]:
 
 
 def _stick_log_weights(y: Tensor) -> Tensor:
-    r"""Logarithms of the K weights of the stick broken at sigmoid(y) (16), ``(..., K, N)`` from ``(..., K-1, N)``.
-
-    :math:`\log \sigma(y_k) + \sum_{i<k} \log(1 - \sigma(y_i)) = y_k - s_k` with :math:`s_k = \sum_{i \le k}
-    \log(1 + e^{y_i})`, and what is left is :math:`-s_{K-1}`.
-    """
-    broken = F.softplus(y).cumsum(-2)
-    return torch.cat([y - broken, -broken[..., -1:, :]], -2)
+    """Logarithms of the K weights of the stick broken at sigmoid(y) (16), ``(..., K, N)`` from ``(..., K-1, N)``."""
+    left = functional.log_stick_left(y, dim=-2)
+    return torch.cat([y + left, left[..., -1:, :]], -2)
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class StickBreakingFamily(_StickFamily):
     rest = False
 
     def logits(self, y: Tensor) -> Tensor:
-        return F.pad((y - F.softplus(y).cumsum(-2)).exp(), (0, 0, 0, 1))
+        return F.pad((y + functional.log_stick_left(y, dim=-2)).exp(), (0, 0, 0, 1))
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.StickBreakingIGR:
         loc, log_scale = parameters.mT.chunk(2, dim=-1)

@@ -162,18 +162,20 @@ class _GumbelSoftmaxSample(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         scores = parameters + noise
         z = _tempered_softmax(scores, temperature)
-        scores.mul_(-prior / temperature)
-        ctx.save_for_backward(temperature, z, scores)
+        p = torch.softmax(scores.mul_(-prior / temperature), dim=-2)
+        # Of the largest score and its weight, which is at least 1 / K, the normalizer follows.
+        normalizer = scores.amax(-2) - p.amax(-2).log_()
+        ctx.save_for_backward(temperature, z, p)
         ctx.prior = prior
-        return z, torch.log_softmax(scores, dim=-2).sum((-2, -1)).neg_()
+        return z, normalizer.sum(-1).mul_(z.shape[-2]).sub_(scores.sum((-2, -1)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
-        temperature, z, scores = ctx.saved_tensors
+        temperature, z, p = ctx.saved_tensors
         grad = _softmax_backward(grad_z, z)
         # -sum log p has gradient prior (1 - K p) in u.
-        uneven = torch.softmax(scores, dim=-2).mul_(-z.shape[-2]).add_(1)
+        uneven = (p * -z.shape[-2]).add_(1)
         grad.addcmul_(uneven, grad_kl[..., None, None], value=ctx.prior)
         return grad.div_(temperature), None, None, None
 

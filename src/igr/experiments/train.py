@@ -258,10 +258,11 @@ class StackTrainer:
                 for s, generator in enumerate(generators):
                     self.objective.fill_noise(self.model, block[s], generator)
             rows, noise = order[:, step * B : (step + 1) * B], block[:, step % _BLOCK]
-            if not self._one_to_one:
+            if S > 1 and not self._one_to_one:
                 rows, noise = rows[self._column], noise[self._column]
-            x = self.data.index_select(0, rows.reshape(-1)).view(len(self.runs), B, -1)
-            yield x.to(self.dtype), noise
+            x = self.data.index_select(0, rows.reshape(-1)).view(len(rows), B, -1).to(self.dtype)
+            # Runs of one seed share what is drawn, without a copy.
+            yield x.expand(len(self.runs), -1, -1), noise.expand(len(self.runs), *noise.shape[1:])
 
     @flushed_denormals()
     def train_epoch(
