@@ -19,7 +19,13 @@ from torch.distributions import kl_divergence
 import igr
 from igr import functional
 from igr.experiments import models
-from igr.experiments.models import Family, gaussian_sample, hard_matched_loc, winner
+from igr.experiments.models import (
+    Family,
+    gaussian_sample,
+    hard_matched_loc,
+    tempered_softmax,
+    winner,
+)
 
 __all__ = [
     "DIFFERENTIABLE",
@@ -138,7 +144,7 @@ class _StickFamily(_MappedGaussian):
     ) -> tuple[Tensor, Tensor]:
         prior_loc = self._prior_loc_like(parameters)
         y, kl = gaussian_sample(parameters, noise, prior_loc, self.sticking_the_landing)
-        return torch.softmax(self.logits(y) / temperature, dim=-2), kl
+        return tempered_softmax(self.logits(y), temperature), kl
 
     def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
         loc, log_scale = parameters.chunk(2, dim=-2)
@@ -239,12 +245,13 @@ class PlanarFamily(_MappedGaussian):
     """
 
     flows: tuple[_PlanarFlow, ...] = field(default=(), compare=False, repr=False)
-    prior_loc: float = field(init=False, repr=False)
-    """That of `SoftmaxIGRFamily`."""
+    prior_loc: float = field(default=math.nan, repr=False)
+    """That of `SoftmaxIGRFamily`, unless given."""
     num_flows = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prior_loc", hard_matched_loc(self.num_categories))
+        if math.isnan(self.prior_loc):
+            object.__setattr__(self, "prior_loc", hard_matched_loc(self.num_categories))
 
     def initial_tensors(self, num_variables: int, generator: torch.Generator) -> dict[str, Tensor]:
         tensors = {}
@@ -266,7 +273,7 @@ class PlanarFamily(_MappedGaussian):
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
         y, kl = self._log_ratio(parameters, noise)
-        return torch.softmax(F.pad(y, (0, 0, 0, 1)) / temperature, dim=-2), kl
+        return tempered_softmax(F.pad(y, (0, 0, 0, 1)), temperature), kl
 
     def _log_ratio(self, parameters: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """y and log q(y) - log p(y), summed over variables."""

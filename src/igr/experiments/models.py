@@ -39,6 +39,7 @@ __all__ = [
     "gaussian_sample",
     "hard_matched_loc",
     "stream",
+    "tempered_softmax",
     "winner",
 ]
 
@@ -93,93 +94,6 @@ class _BernoulliLogProb(torch.autograd.Function):
         return grad_logits, None
 
 
-class _SoftmaxIGRSample(torch.autograd.Function):
-    """Sample and KL of `SoftmaxIGRFamily` with their gradient written out: a dozen small passes, not forty.
-
-    At this size the cost is as much the number of operations as their work. Locations are kept relative to the
-    prior's, m, which shifts all K logits alike: the last is then -m, not 0.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior_loc: float
-    ) -> tuple[Tensor, Tensor]:
-        P, N = parameters.shape[-2:]
-        both = parameters.clone(memory_format=torch.contiguous_format)
-        distance, scale = both.split(P // 2, dim=-2)
-        distance.sub_(prior_loc)
-        log_scale_sum = scale.sum((-2, -1))
-        scale.exp_()
-        y = torch.addcmul(distance, scale, noise)
-        logits = F.pad(y, (0, 0, 0, 1), value=-prior_loc)
-        z = _tempered_softmax(logits, temperature)
-        kl = _squared_norm(both).sub_(P // 2 * N).mul_(0.5).sub_(log_scale_sum)
-        ctx.save_for_backward(noise, temperature, both, z)
-        return z, kl
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
-        noise, temperature, both, z = ctx.saved_tensors
-        size = noise.shape[-2]
-        grad_kl = grad_kl[..., None, None]
-        grad_logits = _softmax_backward(grad_z, z).div_(temperature)
-        grad_y = grad_logits.narrow(-2, 0, size)
-        grad = both * grad_kl
-        grad_loc, grad_log_scale = grad.split(size, dim=-2)
-        grad_loc.add_(grad_y)
-        grad_log_scale.addcmul_(grad_y, noise).mul_(both.narrow(-2, size, size)).sub_(grad_kl)
-        return grad, None, None, None
-
-
-def _fitted(parameters: Tensor, noise: Tensor) -> Tensor:
-    """Parameters for as many samples as there is noise for."""
-    batch = noise.shape[:2]
-    return parameters if parameters.shape[:2] == batch else parameters.expand(*batch, -1, -1)
-
-
-def _tempered_softmax(x: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of x / temperature along the last axis but one."""
-    if not torch.compiler.is_compiling():
-        return torch.softmax(x / temperature, dim=-2)
-    # This way round no code is made for temperatures below zero, which takes longer than the softmax.
-    z = ((x - x.amax(-2, keepdim=True)) / temperature).exp()
-    return z / z.sum(-2, keepdim=True)
-
-
-def _softmax_backward(grad_z: Tensor, z: Tensor) -> Tensor:
-    """Gradient of the logits of a softmax along the last axis but one."""
-    grad = grad_z * z
-    return grad.addcmul_(z, grad.sum(-2, keepdim=True), value=-1)
-
-
-class _GumbelSoftmaxSample(torch.autograd.Function):
-    """Sample of `GumbelSoftmaxFamily` and -log p of it but for a constant, with their gradient written out."""
-
-    @staticmethod
-    def forward(
-        ctx, parameters: Tensor, noise: Tensor, temperature: Tensor, prior: float
-    ) -> tuple[Tensor, Tensor]:
-        scores = parameters + noise
-        z = _tempered_softmax(scores, temperature)
-        p = torch.softmax(scores.mul_(-prior / temperature), dim=-2)
-        # Of the largest score and its weight, which is at least 1 / K, the normalizer follows.
-        normalizer = scores.amax(-2) - p.amax(-2).log_()
-        ctx.save_for_backward(temperature, z, p)
-        ctx.prior = prior
-        return z, normalizer.sum(-1).mul_(z.shape[-2]).sub_(scores.sum((-2, -1)))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_z: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
-        temperature, z, p = ctx.saved_tensors
-        grad = _softmax_backward(grad_z, z)
-        # -sum log p has gradient prior (1 - K p) in u.
-        uneven = (p * -z.shape[-2]).add_(1)
-        grad.addcmul_(uneven, grad_kl[..., None, None], value=ctx.prior)
-        return grad.div_(temperature), None, None, None
-
-
 class _GaussianSample(torch.autograd.Function):
     """y = loc + scale * noise and KL(N(loc, scale) || N(prior_loc, 1)), see `gaussian_sample`."""
 
@@ -188,7 +102,7 @@ class _GaussianSample(torch.autograd.Function):
         ctx, parameters: Tensor, noise: Tensor, prior_loc: Tensor | float, sticking: bool
     ) -> tuple[Tensor, Tensor]:
         loc, log_scale = parameters.chunk(2, dim=-2)
-        scale = log_scale.contiguous().exp_()
+        scale = log_scale.exp()
         y = torch.addcmul(loc, scale, noise)
         distance = (y if sticking else loc) - prior_loc
         if sticking:
@@ -222,13 +136,23 @@ def gaussian_sample(
     With `sticking`, the KL is :math:`\log q(y) - \log p(y)` of this one y, the parameters inside log q detached, so
     that only the path through y carries a gradient (Roeder et al. 2017); else the closed form (13).
     """
+    batch = noise.shape[:2]
+    if parameters.shape[:2] != batch:
+        parameters = parameters.expand(*batch, -1, -1)
     return _GaussianSample.apply(parameters, noise, prior_loc, sticking)
+
+
+def tempered_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Softmax of logits / temperature along the categories, the last axis but one."""
+    if not torch.compiler.is_compiling():
+        return torch.softmax(logits / temperature, dim=-2)
+    # This way round no code is made for temperatures below zero, which takes longer than the softmax.
+    z = ((logits - logits.detach().amax(-2, keepdim=True)) / temperature).exp()
+    return z / z.sum(-2, keepdim=True)
 
 
 def _softplus(x: Tensor) -> Tensor:
     """log(1 + e^x) in half the time of torch's; its error is at most a rounding of 1 or of x."""
-    if torch.compiler.is_compiling():
-        return F.softplus(x)
     # Where e^x would overflow, x itself is log(1 + e^x) to the last digit; to look is quicker than to provide for it.
     limit = 0.9 * math.log(torch.finfo(x.dtype).max)
     if x.is_cpu and bool(x.amax() <= limit):
@@ -266,6 +190,8 @@ class Bernoulli(Likelihood):
     outputs_per_pixel = 1
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return (x * outputs - F.softplus(outputs)).sum(-1)
         return _BernoulliLogProb.apply(outputs, x)
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
@@ -391,11 +317,8 @@ class SoftmaxIGRFamily(Family):
     def sample_and_kl(
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        if self.sticking_the_landing:
-            y, kl = gaussian_sample(parameters, noise, self.prior_loc, sticking=True)
-            return torch.softmax(F.pad(y, (0, 0, 0, 1)) / temperature, dim=-2), kl
-        parameters = _fitted(parameters, noise)
-        return _SoftmaxIGRSample.apply(parameters, noise, temperature, self.prior_loc)
+        y, kl = gaussian_sample(parameters, noise, self.prior_loc, self.sticking_the_landing)
+        return tempered_softmax(F.pad(y, (0, 0, 0, 1)), temperature), kl
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.SoftmaxIGR:
         loc, log_scale = parameters.chunk(2, dim=-2)
@@ -434,20 +357,16 @@ class GumbelSoftmaxFamily(Family):
     def sample_and_kl(
         self, parameters: Tensor, noise: Tensor, temperature: Tensor
     ) -> tuple[Tensor, Tensor]:
-        K, prior = self.num_categories, self.prior_temperature
-        volume = noise.shape[-1] * (K - 1)
-        log_temperature = torch.log(temperature[..., 0, 0])
+        prior, N = self.prior_temperature, noise.shape[-1]
+        scores = parameters + noise
+        log_p = torch.log_softmax(scores * (-prior / temperature), dim=-2).sum((-2, -1))
         if self.sticking_the_landing:
-            u = (parameters + noise) / temperature
-            log_p = torch.log_softmax(-prior * u, dim=-2)
             # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
-            log_q = torch.log_softmax(parameters.detach() - parameters - noise, dim=-2)
-            kl = (log_q - log_p).sum((-2, -1)) + volume * (log_temperature - math.log(prior))
-            return torch.softmax(u, dim=-2), kl
-        parameters = _fitted(parameters, noise)
-        z, minus_log_p = _GumbelSoftmaxSample.apply(parameters, noise, temperature, prior)
-        constant = noise.shape[-1] * self._mean_log_q - volume * math.log(prior)
-        return z, minus_log_p + log_temperature.mul_(volume).add_(constant)
+            log_q = torch.log_softmax(parameters.detach() - scores, dim=-2).sum((-2, -1))
+        else:
+            log_q = N * self._mean_log_q
+        volume = N * (self.num_categories - 1) * torch.log(temperature[..., 0, 0] / prior)
+        return tempered_softmax(scores, temperature), log_q - log_p + volume
 
     @property
     def _mean_log_q(self) -> float:

@@ -178,10 +178,12 @@ class StackTrainer:
             )
         self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
         self.objective = _objective(runs, self.device, dtype)
-        self._losses = self.objective.__call__
+        self._compiled = None
         if compiled and isinstance(self.objective, Relaxed):
             torch.compiler.reset()  # code compiled for other stacks counts towards a limit
-            self._losses = torch.compile(self._losses, fullgraph=True, dynamic=False)
+            # Loss and gradients are one program, with no autograd between two halves.
+            gradients = torch.func.grad(self._loss, has_aux=True)
+            self._compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
         for value in self.model.tensors.values():
             value.requires_grad_()
         # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
@@ -223,13 +225,27 @@ class StackTrainer:
 
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
-        losses, log_likelihood, kl = self._losses(self.model, x, noise)
-        for parameter in self.parameters:
-            parameter.grad = None
-        # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
-        losses.backward(self._weights)
+        if self._compiled is None:
+            self._forget()
+            losses, log_likelihood, kl = self.objective(self.model, x, noise)
+            # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
+            losses.backward(self._weights)
+        else:
+            tensors = self.model.tensors
+            values = {name: value.detach() for name, value in tensors.items()}
+            gradients, (log_likelihood, kl) = self._compiled(values, x, noise)
+            for name, gradient in gradients.items():
+                tensors[name].grad = gradient
         self.optimizer.step()
         return log_likelihood.detach(), kl.detach()
+
+    def _loss(
+        self, tensors: dict[str, Tensor], x: Tensor, noise: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The mean over a run's images, summed over runs, with log p(x | z) and KL, as a function of the tensors."""
+        model = self.model.with_tensors(tensors, self.model.temperatures)
+        losses, log_likelihood, kl = self.objective(model, x, noise)
+        return losses.sum() / self.batch_size, (log_likelihood, kl)
 
     def _set_learning_rate(self, step: int) -> None:
         """lr / (1 + lr_decay step), never below lr_min; `step` counts the optimiser's steps so far."""
