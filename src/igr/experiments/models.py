@@ -94,6 +94,34 @@ class _BernoulliLogProb(torch.autograd.Function):
         return grad_logits, None
 
 
+class _CompiledBernoulliLogProb(torch.autograd.Function):
+    """The same for a compiler: one exponential for both passes, and a logarithm of the product of four numbers.
+
+    Compiled exponentials and logarithms take several times as long as torch's own.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
+        # Beyond this, log(1 + e^l) is l to the last digit, and products of four stay far from overflow.
+        limit = 1 - math.log(torch.finfo(logits.dtype).eps)
+        power = logits.clamp_max(limit).exp()
+        one_more = 1 + power
+        ctx.save_for_backward(x - power / one_more)
+        product = one_more
+        for _ in range(2):
+            if product.shape[-1] % 2 == 0:
+                first, second = product.chunk(2, dim=-1)
+                product = first * second
+        linear = x * logits - (logits - limit).clamp_min(0)
+        return linear.sum(-1) - product.log().sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (residual,) = ctx.saved_tensors
+        return residual * grad.unsqueeze(-1), None
+
+
 class _GaussianSample(torch.autograd.Function):
     """y = loc + scale * noise and KL(N(loc, scale) || N(prior_loc, 1)), see `gaussian_sample`."""
 
@@ -190,9 +218,9 @@ class Bernoulli(Likelihood):
     outputs_per_pixel = 1
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return (x * outputs - F.softplus(outputs)).sum(-1)
-        return _BernoulliLogProb.apply(outputs, x)
+        compiling = torch.compiler.is_compiling()
+        function = _CompiledBernoulliLogProb if compiling else _BernoulliLogProb
+        return function.apply(outputs, x)
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
         on = torch.bmm(outputs, x.unsqueeze(-1)).squeeze(-1)

@@ -226,8 +226,9 @@ class StackTrainer:
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
         if self._compiled is None:
-            self._forget()
             losses, log_likelihood, kl = self.objective(self.model, x, noise)
+            for parameter in self.parameters:
+                parameter.grad = None
             # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
             losses.backward(self._weights)
         else:
