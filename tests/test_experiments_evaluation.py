@@ -200,6 +200,14 @@ def test_decoding_categories_is_decoding_one_hots(
     )
 
 
+def test_no_output_is_larger_than_the_largest_output() -> None:
+    model = tiny("igr-i", N=3, K=4)
+    every = torch.cartesian_prod(*[torch.arange(4, dtype=torch.int32)] * 3)
+    reached = model.category_decoder()(every).amax()
+    torch.testing.assert_close(torch.tensor(model.largest_output()), reached)
+    assert tiny("igr-i", N=3, K=4, architecture="nonlinear").largest_output() == math.inf
+
+
 @pytest.mark.parametrize("largest", [1.0, 30.0, 79.0, 500.0])
 def test_the_overwriting_log_prob_is_the_plain_one(largest: float) -> None:
     x = (torch.rand(3, 50) < 0.5).float()
@@ -207,6 +215,8 @@ def test_the_overwriting_log_prob_is_the_plain_one(largest: float) -> None:
     logits *= largest / logits.abs().max()
     expected = Bernoulli().log_prob(logits.double(), x.double().unsqueeze(1).expand(-1, 7, -1))
     got = Bernoulli().log_prob_overwriting(logits.clone(), x)
+    promised = Bernoulli().log_prob_overwriting(logits.clone(), x, largest)
+    torch.testing.assert_close(promised, got, rtol=0.0, atol=0.0)
     # Each of 50 terms is rounded a few times, relative to itself or to 1.
     tolerance = 4 * 50 * torch.finfo(torch.float32).eps * max(1.0, largest)
     assert (got - expected).abs().max() < tolerance

@@ -496,6 +496,39 @@ def test_compiled_steps_are_the_same_steps(setting):
         torch.testing.assert_close(compiled.model.tensors[name], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pixels", [1, 6, 7, 64])
+def test_the_likelihood_that_compilers_get_is_the_same(dtype, pixels):
+    """Its products of four are of numbers up to e^limit; far beyond it lie logits of 1,000."""
+    spread = torch.tensor([0.1, 1.0, 10.0, 30.0, 1000.0], dtype=dtype).view(-1, 1, 1)
+    logits = (spread * torch.randn(5, 40, pixels, dtype=dtype)).requires_grad_()
+    x, weights = torch.rand(5, 40, pixels, dtype=dtype), torch.randn(5, 40, dtype=dtype)
+    got = models._CompiledBernoulliLogProb.apply(logits, x)
+    exact = logits.detach().double().requires_grad_()
+    terms = -F.binary_cross_entropy_with_logits(exact, x.double(), reduction="none")
+    # x l and log(1 + e^l) are rounded a few times, relative to l or to 1.
+    size = (1 + exact.detach().abs()).sum(-1)
+    error = (got.double() - terms.sum(-1)).abs() / size
+    assert error.max() < 4 * torch.finfo(dtype).eps
+    (grad,) = torch.autograd.grad((got * weights).sum(), logits)
+    (expected,) = torch.autograd.grad((terms.sum(-1) * weights.double()).sum(), exact)
+    eps = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(grad.double(), expected, rtol=eps, atol=eps)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_a_single_image_is_sampled_as_among_others(name):
+    """Its parameters are contiguous where those of several are not."""
+    family = families.FAMILIES[name](4, 0.5)
+    model = build([RunConfig(family=name, num_categories=4, num_variables=3)], 16)
+    x, noise = torch.rand(1, 5, 16), torch.empty(1, 5, *model.noise_shape)
+    family.fill_noise(noise, torch.Generator().manual_seed(0))
+    together = model.elbo_terms(x, noise)
+    alone = [model.elbo_terms(x[:, i : i + 1], noise[:, i : i + 1]) for i in range(5)]
+    for every, each in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(torch.cat(each, 1), every)
+
+
 def test_a_long_stack_computes_run_by_run_what_it_computes_at_once(monkeypatch):
     logits = (3 * torch.randn(4, 5, 16, dtype=torch.float64)).requires_grad_()
     x = digits(20).view(4, 5, 16)

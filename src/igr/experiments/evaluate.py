@@ -134,7 +134,7 @@ def _(
     kl = (log_q.exp() * log_q).nan_to_num_(0.0).sum((-2, -1)) - log_prior
 
     cdf = cumulative(log_q)
-    decode = model.category_decoder()
+    decode, largest = model.category_decoder(), model.largest_output()
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
     at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
@@ -156,7 +156,7 @@ def _(
                 end = min(stop, row + at_once)
                 outputs = decode(z[:, row - start : end - start].flatten(0, 1))
                 log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
-                    outputs.unflatten(0, (len(x), -1)), x
+                    outputs.unflatten(0, (len(x), -1)), x, largest
                 )
     return ImageScores(
         bound=igr.importance_weighted_bound(log_likelihood, log_prior, log_q_drawn, dim=1),

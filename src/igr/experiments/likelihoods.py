@@ -63,7 +63,7 @@ class Gaussian(Likelihood):
         outputs = F.elu(outputs) if self.elu else outputs
         return _GaussianLogProb.apply(outputs, x, self.floor) - x.shape[-1] * _HALF_LOG_2PI
 
-    def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
+    def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         a, b = (F.elu_(outputs) if self.elu else outputs).chunk(2, dim=-1)
         scale = F.softplus(b).add_(self.floor)
         residual = a.sigmoid_().sub_(x.unsqueeze(1)).div_(scale).square_().sum(-1)

@@ -203,8 +203,11 @@ class Likelihood(ABC):
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         """``log p(x | z)`` of shape ``(...)`` from outputs ``(..., D * outputs_per_pixel)`` and x ``(..., D)``."""
 
-    def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """`log_prob` of many samples ``(B, M, ...)`` for each image ``(B, D)``; may destroy `outputs`."""
+    def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
+        """`log_prob` of many samples ``(B, M, ...)`` for each image ``(B, D)``; may destroy `outputs`.
+
+        No output is larger than `largest`.
+        """
         return self.log_prob(outputs, x.unsqueeze(1).expand(-1, outputs.shape[1], -1))
 
     @abstractmethod
@@ -222,9 +225,10 @@ class Bernoulli(Likelihood):
         function = _CompiledBernoulliLogProb if compiling else _BernoulliLogProb
         return function.apply(outputs, x)
 
-    def log_prob_overwriting(self, outputs: Tensor, x: Tensor) -> Tensor:
+    def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         on = torch.bmm(outputs, x.unsqueeze(-1)).squeeze(-1)
-        if outputs.amax() > 80:  # where exp, unlike softplus, would soon overflow
+        # Where exp, unlike softplus, would soon overflow.
+        if largest > 80 and outputs.amax() > 80:
             return on - F.softplus(outputs).sum(-1)
         # log(1 + exp(l)) in place: a third of softplus's time, its error at most one rounding of 1.
         return on - outputs.exp_().add_(1).log_().sum(-1)
@@ -561,6 +565,14 @@ class StackedVAE(StackedModel):
             return _affine_maps(x.relu_().unsqueeze(0), rest).squeeze(0) if rest else x
 
         return decode
+
+    def largest_output(self) -> float:
+        """No output for categories is larger; infinite where that is not easily told. Of a stack of one."""
+        if self.hidden:
+            return math.inf
+        ((weight, bias),) = self.decoder
+        rows = weight.view(self.family.num_categories, self.num_variables, -1)
+        return (rows.amax(0).sum(0) + bias.view(-1)).amax().item()
 
     def elbo_terms(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         z, kl = self.family.sample_and_kl(self.encode(x), noise, self.temperature)
