@@ -61,6 +61,25 @@ def test_kl_equals_the_plain_formula_with_its_first_two_derivatives(dim: int) ->
     assert gradgradcheck(fused, inputs)
 
 
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+@pytest.mark.parametrize("prior", ["tensors", "numbers", "standard", "location"])
+def test_kl_in_blocks_is_the_kl(dim: int, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_fused, "_BLOCK", 20)
+    loc, scale, _ = _parameters(7, 3, 4)
+    parameters: tuple[float | Tensor, float | Tensor] = {
+        "tensors": (torch.randn(3, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)),
+        "numbers": (0.5, 2.0),
+        "standard": (0.0, 1.0),
+        "location": (-1.5, 1.0),
+    }[prior]
+    _agree(
+        lambda loc, scale: functional.gaussian_kl(loc, scale, *parameters, dim=dim),
+        lambda loc, scale: functional.gaussian_kl_terms(loc, scale, *parameters).sum(dim),
+        loc,
+        scale,
+    )
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in jvp
 def test_the_plain_formula_serves_where_the_fused_one_cannot() -> None:
     loc, scale, noise = _parameters(3, 4)

@@ -7,6 +7,8 @@ false and the plain formulas serve.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from igr._exp import exp_nonpositive_
 
 __all__ = ["applies", "gaussian_kl", "igr_softmax"]
+
+_BLOCK = 2**18  # numbers; a few tensors of so many fit into a core's cache
 
 
 def applies(loc: Tensor, *others: float | Tensor | None) -> bool:
@@ -88,6 +92,28 @@ def igr_softmax(
     return _IGRSoftmax.apply(loc, scale, noise, temperature, last, dim)
 
 
+def _kl(
+    loc: Tensor, scale: Tensor, loc0: float | Tensor, scale0: float | Tensor, dim: int
+) -> Tensor:
+    # One sum for all: over short rows a sum takes as long as several of the other passes.
+    if _is(scale0, 1):  # the usual prior saves passes
+        terms = loc * loc if _is(loc0, 0) else (loc - loc0).square_()
+        terms.addcmul_(scale, scale).sub_(scale.log(), alpha=2)
+    else:
+        ratio = scale / scale0
+        terms = (loc - loc0).div_(scale0).square_().addcmul_(ratio, ratio)
+        terms.sub_(ratio.log_(), alpha=2)
+    return terms.sum(dim).sub_(loc.shape[dim]).mul_(0.5)
+
+
+def _is(value: float | Tensor, number: float) -> bool:
+    return not isinstance(value, Tensor) and value == number
+
+
+def _blocks(value: float | Tensor, like: Tensor, rows: int) -> Iterable[Any]:
+    return value.expand_as(like).split(rows) if isinstance(value, Tensor) else repeat(value)
+
+
 class _GaussianKL(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -101,15 +127,12 @@ class _GaussianKL(torch.autograd.Function):
         ctx.numbers = [None if isinstance(x, Tensor) else x for x in (loc0, scale0)]
         ctx.dim = dim
         ctx.save_for_backward(loc, scale, *(x for x in (loc0, scale0) if isinstance(x, Tensor)))
-        distance = loc - loc0
-        ratio = scale
-        if ctx.numbers[1] != 1:  # the usual prior saves two passes
-            distance.div_(scale0)
-            ratio = scale / scale0
-        # One sum for all: over short rows a sum takes as long as several of the other passes.
-        terms = distance.mul_(distance).addcmul_(ratio, ratio)
-        terms.sub_(torch.log(ratio) if ratio is scale else ratio.log_(), alpha=2)
-        return terms.sum(dim).sub_(loc.shape[dim]).mul_(0.5)
+        if not loc.is_cpu or loc.numel() <= _BLOCK or dim % loc.dim() == 0:
+            return _kl(loc, scale, loc0, scale0, dim)
+        # What is there only in between stays in a core's cache: beyond it, new memory costs more than arithmetic.
+        rows = max(1, _BLOCK * len(loc) // loc.numel())
+        parts = (_blocks(value, loc, rows) for value in (loc, scale, loc0, scale0))
+        return torch.cat([_kl(a, b, a0, b0, dim) for a, b, a0, b0 in zip(*parts, strict=False)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -125,8 +148,8 @@ class _GaussianKL(torch.autograd.Function):
             grad_scale = scale.reciprocal().neg_().addcmul_(scale, precision).mul_(grad)
         else:
             weight = grad * precision
-            distance = (loc - loc0).mul_(weight)
-            grad_scale = scale.reciprocal().mul_(grad.neg()).addcmul_(scale, weight)
+            distance = loc * weight if _is(loc0, 0) else (loc - loc0).mul_(weight)
+            grad_scale = scale.reciprocal().mul_(-grad).addcmul_(scale, weight)
         grad_loc0 = grad_scale0 = None
         if ctx.needs_input_grad[2]:
             grad_loc0 = (-distance).sum_to_size(loc0.shape)

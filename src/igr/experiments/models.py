@@ -392,6 +392,7 @@ class GumbelSoftmaxFamily(Family):
         prior, N = self.prior_temperature, noise.shape[-1]
         scores = parameters + noise
         log_p = torch.log_softmax(scores * (-prior / temperature), dim=-2).sum((-2, -1))
+        log_q: Tensor | float
         if self.sticking_the_landing:
             # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
             log_q = torch.log_softmax(parameters.detach() - scores, dim=-2).sum((-2, -1))
