@@ -617,5 +617,9 @@ def draw_maps(part: str, sizes: Sequence[int], generator: torch.Generator) -> di
 
 def _affine_maps(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     for i, (weight, bias) in enumerate(layers):
-        x = torch.baddbmm(bias, torch.relu(x) if i else x, weight)
+        x = torch.relu(x) if i else x
+        if torch.compiler.is_compiling():  # the sum becomes part of what reads it
+            x = torch.bmm(x, weight) + bias
+        else:
+            x = torch.baddbmm(bias, x, weight)
     return x
