@@ -496,6 +496,26 @@ def test_compiled_steps_are_the_same_steps(setting):
         torch.testing.assert_close(compiled.model.tensors[name], value, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_compiled_stacks_in_turns_are_not_taken_for_one_another():
+    """Their tensors have the same shapes, and compiled steps check nothing before they run."""
+    stacks = [
+        [RunConfig(family=family, temperature=t, num_categories=4, num_variables=3, batch_size=50)]
+        for family, t in (("igr-i", 0.3), ("igr-sb", 0.3), ("igr-i", 0.7))
+    ]
+    eager, compiled = (
+        [StackTrainer(runs, digits(), dtype=torch.float64, compiled=c) for runs in stacks]
+        for c in (False, True)
+    )
+    for _ in range(2):
+        for one, other in zip(compiled, eager, strict=True):
+            torch.testing.assert_close(one.train_epoch(), other.train_epoch(), rtol=1e-10, atol=0)
+    state = {name: value.clone() for name, value in compiled[0].state().items()}
+    compiled[0].train_epoch()
+    compiled[0].load_state(state)  # and they see parameters that are loaded
+    torch.testing.assert_close(compiled[0].train_epoch(), eager[0].train_epoch())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pixels", [1, 6, 7, 64])
 def test_the_likelihood_that_compilers_get_is_the_same(dtype, pixels):

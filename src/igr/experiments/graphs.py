@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["GraphedStep"]
+__all__ = ["GraphedStep", "Step"]
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from igr.experiments import config as config_module
 from igr.experiments import families, likelihoods
+from igr.experiments.compiled import compile_gradient
 from igr.experiments.config import ConfigError, RunConfig
 from igr.experiments.estimation import ESTIMATORS, Estimated, Objective, Relaxed, Setting
-from igr.experiments.graphs import GraphedStep
+from igr.experiments.graphs import GraphedStep, Step
 from igr.experiments.models import StackedModel, StackedVAE, stream
 from igr.experiments.records import RecordError, RunFolder, Stack
 from igr.experiments.sop import StackedSOP
@@ -178,17 +179,13 @@ class StackTrainer:
             )
         self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
         self.objective = _objective(runs, self.device, dtype)
-        self._compiled = None
-        if compiled and isinstance(self.objective, Relaxed):
-            torch.compiler.reset()  # code compiled for other stacks counts towards a limit
-            # Loss and gradients are one program, with no autograd between two halves.
-            gradients = torch.func.grad(self._loss, has_aux=True)
-            self._compiled = torch.compile(gradients, fullgraph=True, dynamic=False)
+        relaxed = isinstance(self.objective, Relaxed)
+        self._set_gradients = self._by_compiler() if compiled and relaxed else self._by_autograd
         for value in self.model.tensors.values():
             value.requires_grad_()
         # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
         self.parameters = [p for p in self._tensors().values() if p.requires_grad]
-        graphed = self.device.type == "cuda" and isinstance(self.objective, Relaxed)
+        graphed = self.device.type == "cuda" and relaxed
         self.optimizer = torch.optim.Adam(
             self.parameters,
             lr=torch.tensor(runs[0].lr, device=self.device) if graphed else runs[0].lr,
@@ -225,20 +222,30 @@ class StackTrainer:
 
     def step(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """One step of every run on images ``(R, B, D)``; returns log p(x | z) and KL, each ``(R, B)``."""
-        if self._compiled is None:
-            losses, log_likelihood, kl = self.objective(self.model, x, noise)
-            for parameter in self.parameters:
-                parameter.grad = None
-            # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
-            losses.backward(self._weights)
-        else:
-            tensors = self.model.tensors
-            values = {name: value.detach() for name, value in tensors.items()}
-            gradients, (log_likelihood, kl) = self._compiled(values, x, noise)
-            for name, gradient in gradients.items():
-                tensors[name].grad = gradient
+        log_likelihood, kl = self._set_gradients(x, noise)
         self.optimizer.step()
+        return log_likelihood, kl
+
+    def _by_autograd(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        losses, log_likelihood, kl = self.objective(self.model, x, noise)
+        for parameter in self.parameters:
+            parameter.grad = None
+        # The mean over a run's images; runs share no parameter, so the gradient of all is every run's own.
+        losses.backward(self._weights)
         return log_likelihood.detach(), kl.detach()
+
+    def _by_compiler(self) -> Step:
+        tensors = self.model.tensors
+        values = {name: value.detach() for name, value in tensors.items()}  # share their memory
+        gradient = compile_gradient(self._loss)
+
+        def set_gradients(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            gradients, (log_likelihood, kl) = gradient(values, x, noise)
+            for name, value in gradients.items():
+                tensors[name].grad = value
+            return log_likelihood, kl
+
+        return set_gradients
 
     def _loss(
         self, tensors: dict[str, Tensor], x: Tensor, noise: Tensor
