@@ -281,12 +281,15 @@ class StackTrainer:
             if step % _BLOCK == 0:
                 for s, generator in enumerate(generators):
                     self.objective.fill_noise(self.model, block[s], generator)
-            rows, noise = order[:, step * B : (step + 1) * B], block[:, step % _BLOCK]
-            if S > 1 and not self._one_to_one:
-                rows, noise = rows[self._column], noise[self._column]
-            x = self.data.index_select(0, rows.reshape(-1)).view(len(rows), B, -1).to(self.dtype)
-            # Runs of one seed share what is drawn, without a copy.
-            yield x.expand(len(self.runs), -1, -1), noise.expand(len(self.runs), *noise.shape[1:])
+            rows = order[:, step * B : (step + 1) * B].reshape(-1)
+            x = self.data.index_select(0, rows).view(S, B, -1).to(self.dtype)
+            yield self._for_runs(x), self._for_runs(block[:, step % _BLOCK])
+
+    def _for_runs(self, drawn: Tensor) -> Tensor:
+        """What was drawn for each seed, for the runs of that seed; without a copy if there is one seed alone."""
+        if len(self.seeds) == 1:
+            return drawn.expand(len(self.runs), *drawn.shape[1:])
+        return drawn if self._one_to_one else drawn.index_select(0, self._column)
 
     @flushed_denormals()
     def train_epoch(
@@ -326,7 +329,7 @@ class StackTrainer:
             for s, generator in enumerate(generators):
                 family.fill_noise(noise[s], generator)
             x = some.expand(len(self.runs), -1, -1)
-            log_likelihood, kl = self.model.elbo_terms(x, noise[self._column])
+            log_likelihood, kl = self.model.elbo_terms(x, self._for_runs(noise))
             total += (log_likelihood - kl).double().sum(1).cpu()
         return total / len(images)
 
