@@ -154,10 +154,24 @@ def test_an_image_is_scored_alike_in_any_company() -> None:
     assert (again.images, again.samples) == (7, 50)
 
 
+@pytest.mark.parametrize(("rows", "drawn"), [(20, 1), (20, 150), (120, 10), (120, 150), (1000, 1)])
+def test_what_is_drawn_or_decoded_at_once_changes_nothing(
+    rows: int, drawn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part of an image's samples, all of them, or those of several images, the last group a smaller one."""
+    model, images = tiny("igr-i"), (torch.rand(7, PIXELS) < 0.5).float()
+    expected = score_images(model, images, samples=50)
+    monkeypatch.setattr("igr.experiments.evaluate._ROWS", rows)
+    monkeypatch.setattr("igr.experiments.evaluate._ROWS_DRAWN", drawn)
+    got = score_images(model, images, samples=50)
+    torch.testing.assert_close(got.bound, expected.bound)
+    torch.testing.assert_close(got.released_estimate, expected.released_estimate)
+
+
 def test_samples_come_in_pieces_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("gs")
     whole = score_images(model, X.unsqueeze(0), samples=1300)
-    # 256 samples are decoded at once; a draw for 1,300 is one piece, and several give as good a bound.
+    # A draw for 1,300 is one piece, and several give as good a bound.
     monkeypatch.setattr("igr.experiments.evaluate._DRAWS", 2 * 300)
     pieces = score_images(model, X.unsqueeze(0), samples=1300)
     error = exact(model, X).spread / math.sqrt(1300)

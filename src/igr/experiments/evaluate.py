@@ -20,6 +20,7 @@ __all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_im
 # Samples decoded at once: the outputs of so many stay in the caches of two cores; a card is to be kept busy.
 _ROWS = 1024
 _ROWS_ON_CUDA = 2**17
+_ROWS_DRAWN = 8192  # samples drawn at once: with fewer, a second core has nothing to share
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
 
@@ -138,26 +139,28 @@ def _(
     log_likelihood = images.new_empty(len(images), samples)
     log_q_drawn = images.new_empty(len(images), samples)
     at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
-    together = max(1, at_once // samples)
-    for i in range(0, len(images), together):
-        some = slice(i, i + together)
-        x = images[some]
+    together = max(1, at_once // samples)  # images
+    drawn = max(together, _ROWS_DRAWN // samples)
+    for i in range(0, len(images), drawn):
+        some = slice(i, i + drawn)
         generators = [
-            stream(seed, "evaluation", first + i + j, device=images.device) for j in range(len(x))
+            stream(seed, "evaluation", first + j, device=images.device)
+            for j in range(i, min(i + drawn, len(images)))
         ]
         for start in range(0, samples, _DRAWS // N):
             stop = min(samples, start + _DRAWS // N)
-            uniform = images.new_empty(len(x), N, stop - start)
+            uniform = images.new_empty(len(generators), N, stop - start)
             for numbers, generator in zip(uniform, generators, strict=True):
                 numbers.uniform_(generator=generator)
             z = invert(cdf[some], uniform)
             log_q_drawn[some, start:stop] = log_q[some].gather(2, z.mT.long()).sum(1)
-            for row in range(start, stop, at_once):
-                end = min(stop, row + at_once)
-                outputs = decode(z[:, row - start : end - start].flatten(0, 1))
-                log_likelihood[some, row:end] = model.likelihood.log_prob_overwriting(
-                    outputs.unflatten(0, (len(x), -1)), x, largest
-                )
+            found = log_likelihood[some, start:stop]
+            parts = (tensor.split(together) for tensor in (z, images[some], found))
+            for codes, x, values in zip(*parts, strict=True):
+                for row in range(0, stop - start, at_once):
+                    rows = slice(row, row + at_once)
+                    outputs = decode(codes[:, rows].flatten(0, 1)).unflatten(0, (len(x), -1))
+                    values[:, rows] = model.likelihood.log_prob_overwriting(outputs, x, largest)
     return ImageScores(
         bound=igr.importance_weighted_bound(log_likelihood, log_prior, log_q_drawn, dim=1),
         released_estimate=igr.released_estimate(log_likelihood, kl, dim=1),
