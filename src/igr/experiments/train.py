@@ -271,25 +271,28 @@ class StackTrainer:
         steps, B, S = self.steps_per_epoch, self.batch_size, len(self.seeds)
         order = torch.stack(
             [
-                torch.randperm(len(self.data), generator=stream(s, "order", epoch))
+                torch.randperm(len(self.data), generator=stream(s, "order", epoch))[: steps * B]
                 for s in self.seeds
             ]
         ).to(self.device)
+        rows = order.view(S, steps, B).unbind(1)
         generators = [stream(s, "noise", epoch, device=self.device) for s in self.seeds]
         block = self.objective.empty_noise(self.model, (S, _BLOCK), B)
         for step in range(steps):
             if step % _BLOCK == 0:
                 for s, generator in enumerate(generators):
                     self.objective.fill_noise(self.model, block[s], generator)
-            rows = order[:, step * B : (step + 1) * B].reshape(-1)
-            x = self.data.index_select(0, rows).view(S, B, -1).to(self.dtype)
-            yield self._for_runs(x), self._for_runs(block[:, step % _BLOCK])
+            x = self.data.index_select(0, rows[step].reshape(-1)).to(self.dtype)
+            noise = block.select(1, step % _BLOCK)
+            yield self._for_runs(x.view(S, B, -1)), self._for_runs(noise)
 
     def _for_runs(self, drawn: Tensor) -> Tensor:
         """What was drawn for each seed, for the runs of that seed; without a copy if there is one seed alone."""
+        if self._one_to_one:
+            return drawn
         if len(self.seeds) == 1:
             return drawn.expand(len(self.runs), *drawn.shape[1:])
-        return drawn if self._one_to_one else drawn.index_select(0, self._column)
+        return drawn.index_select(0, self._column)
 
     @flushed_denormals()
     def train_epoch(
