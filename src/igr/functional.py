@@ -200,10 +200,16 @@ def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
     return log_w if allowed is None else log_w.masked_fill(~allowed, -torch.inf)
 
 
+def clamp_breaks(y: Tensor) -> Tensor:
+    """y, but where a break would leave less of the stick than a rounding of it, no larger than leaves that."""
+    return y.clamp_max(1 - math.log(torch.finfo(y.dtype).eps))
+
+
 def log_stick_left(y: Tensor, dim: int = -1) -> Tensor:
     r"""Logarithms of what is left of the stick of (16) after its breaks, :math:`\sum_{i \le k} \log(1 - \sigma(y_i))`.
 
-    With :math:`y_k` added they are :math:`\log w_k`: `log_stick_breaking` in half the time, with the rounding of y.
+    With :math:`y_k` added they are :math:`\log w_k`: `log_stick_breaking` in half the time, with the rounding of the
+    largest y.
     """
     return F.logsigmoid(-y).cumsum(dim)
 
@@ -578,7 +584,7 @@ def stick_breaking_igr_softmax(
     """
     _checks.positive("tau", tau)
     _checks.positive("delta", delta)
-    y = _gaussian(loc, scale, noise, generator, dim)
+    y = clamp_breaks(_gaussian(loc, scale, noise, generator, dim))
     log_w = y + log_stick_left(y)
     z = softmax_plus_plus(exp_nonpositive(log_w), tau, delta)
     return _finish(z, _append(log_w, -math.inf) if hard else None, dim, loc.dtype)

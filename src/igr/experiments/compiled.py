@@ -21,12 +21,16 @@ def compile_gradient(
     shapes, and for a `loss` whose surroundings, never change: that is not checked, where torch lets us choose, because
     it takes as long as a tenth of a small step.
 
+    The loss must do without `torch.autograd.Function`, which older versions do not differentiate in this way.
+
     Compiled code is filed by the code object that it was made from. Each has one of its own here, so that none is taken
     for another, nor counts towards another's limit.
     """
 
     def gradient(tensors: dict[str, Tensor], x: Tensor, noise: Tensor) -> Any:
-        return torch.func.grad(loss, has_aux=True)(tensors, x, noise)
+        gradients, others = torch.func.grad(loss, has_aux=True)(tensors, x, noise)
+        # An optimiser's fused steps take a gradient's memory to be laid out as its parameter's.
+        return {name: value.contiguous() for name, value in gradients.items()}, others
 
     own = FunctionType(gradient.__code__.replace(), globals(), closure=gradient.__closure__)
     unchecked = getattr(torch.compiler, "skip_all_guards_unsafe", None)  # newer versions have it

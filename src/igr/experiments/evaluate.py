@@ -140,7 +140,7 @@ def _(
     log_q_drawn = images.new_empty(len(images), samples)
     at_once = _ROWS_ON_CUDA if images.is_cuda else _ROWS
     together = max(1, at_once // samples)  # images
-    drawn = max(together, _ROWS_DRAWN // samples)
+    drawn = max(together, min(_ROWS_DRAWN, _DRAWS // N) // samples)
     for i in range(0, len(images), drawn):
         some = slice(i, i + drawn)
         generators = [

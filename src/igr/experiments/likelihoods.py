@@ -61,7 +61,13 @@ class Gaussian(Likelihood):
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         outputs = F.elu(outputs) if self.elu else outputs
-        return _GaussianLogProb.apply(outputs, x, self.floor) - x.shape[-1] * _HALF_LOG_2PI
+        constant = x.shape[-1] * _HALF_LOG_2PI
+        if not torch.compiler.is_compiling():
+            return _GaussianLogProb.apply(outputs, x, self.floor) - constant
+        a, b = outputs.chunk(2, dim=-1)
+        scale = F.softplus(b) + self.floor
+        residual = (x - torch.sigmoid(a)) / scale
+        return -(0.5 * residual.square() + scale.log()).sum(-1) - constant
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         a, b = (F.elu_(outputs) if self.elu else outputs).chunk(2, dim=-1)

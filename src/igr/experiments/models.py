@@ -63,7 +63,7 @@ def stream(seed: int, *labels: object, device: torch.device | str = "cpu") -> to
 def _run_by_run(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The runs of a stack that a core's cache does not hold one after the other, so that each stays in it."""
     first = tensors[0]
-    if first.numel() <= _CACHED or first.is_cuda or torch.compiler.is_compiling():
+    if first.numel() <= _CACHED or first.is_cuda:
         return [tensors]
     if first.dim() < 3 or any(len(x) != len(first) for x in tensors):
         return [tensors]
@@ -94,32 +94,24 @@ class _BernoulliLogProb(torch.autograd.Function):
         return grad_logits, None
 
 
-class _CompiledBernoulliLogProb(torch.autograd.Function):
-    """The same for a compiler: one exponential for both passes, and a logarithm of the product of four numbers.
+def _log_prob_for_compilers(logits: Tensor, x: Tensor) -> Tensor:
+    """The same, with one exponential for value and gradient, and one logarithm for four pixels.
 
-    Compiled exponentials and logarithms take several times as long as torch's own.
+    Compiled exponentials and logarithms take several times as long as torch's own. In float32 and float64.
     """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
-        # Beyond this, log(1 + e^l) is l to the last digit, and products of four stay far from overflow.
-        limit = 1 - math.log(torch.finfo(logits.dtype).eps)
-        power = logits.clamp_max(limit).exp()
-        one_more = 1 + power
-        ctx.save_for_backward(x - power / one_more)
-        product = one_more
-        for _ in range(2):
-            if product.shape[-1] % 2 == 0:
-                first, second = product.chunk(2, dim=-1)
-                product = first * second
-        linear = x * logits - (logits - limit).clamp_min(0)
-        return linear.sum(-1) - product.log().sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (residual,) = ctx.saved_tensors
-        return residual * grad.unsqueeze(-1), None
+    l = logits.detach()
+    # Beyond this, log(1 + e^l) is l to the last digit, and products of four stay far from overflow.
+    limit = 1 - math.log(torch.finfo(l.dtype).eps)
+    power = l.clamp_max(limit).exp()
+    one_more = product = 1 + power
+    for _ in range(2):
+        if product.shape[-1] % 2 == 0:
+            first, second = product.chunk(2, dim=-1)
+            product = first * second
+    # What is added is zero, and has the gradient x - sigmoid(l).
+    gradient = (x - power / one_more) * (logits - l)
+    linear = x * l - (l - limit).clamp_min(0)
+    return (linear + gradient).sum(-1) - product.log().sum(-1)
 
 
 class _GaussianSample(torch.autograd.Function):
@@ -172,7 +164,17 @@ def gaussian_sample(
     batch = noise.shape[:2]
     if parameters.shape[:2] != batch:
         parameters = parameters.expand(*batch, -1, -1)
-    return _GaussianSample.apply(parameters, noise, prior_loc, sticking)
+    if not torch.compiler.is_compiling():
+        return _GaussianSample.apply(parameters, noise, prior_loc, sticking)
+    loc, log_scale = parameters.chunk(2, dim=-2)
+    y = torch.addcmul(loc, log_scale.exp(), noise)
+    if sticking:
+        loc, log_scale = loc.detach(), log_scale.detach()
+        log_q = -0.5 * ((y - loc) * (-log_scale).exp()).square() - log_scale
+        kl = log_q + 0.5 * (y - prior_loc).square()
+    else:
+        kl = 0.5 * ((loc - prior_loc).square() + (2 * log_scale).exp() - 1) - log_scale
+    return y, kl.sum((-2, -1))
 
 
 def tempered_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -221,9 +223,9 @@ class Bernoulli(Likelihood):
     outputs_per_pixel = 1
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        function = _CompiledBernoulliLogProb if compiling else _BernoulliLogProb
-        return function.apply(outputs, x)
+        if not torch.compiler.is_compiling():
+            return _BernoulliLogProb.apply(outputs, x)
+        return _log_prob_for_compilers(outputs, x)
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         on = torch.bmm(outputs, x.unsqueeze(-1)).squeeze(-1)

@@ -240,6 +240,8 @@ class StackTrainer:
         gradient = compile_gradient(self._loss)
 
         def set_gradients(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+            for value in tensors.values():
+                value.grad = None
             gradients, (log_likelihood, kl) = gradient(values, x, noise)
             for name, value in gradients.items():
                 tensors[name].grad = value
