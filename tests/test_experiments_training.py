@@ -94,6 +94,19 @@ def test_batches_and_noise_do_not_depend_on_the_company() -> None:
         assert not torch.equal(noise[0], noise[1])
 
 
+@pytest.mark.parametrize("seeds", [(0, 0, 0), (3, 1, 2), (2, 0, 2), (5,)])
+def test_runs_of_any_seeds_have_the_batches_that_they_have_alone(seeds: tuple[int, ...]) -> None:
+    runs = [
+        RunConfig(family="gs", temperature=0.1 * (i + 1), seed=seed, batch_size=20)
+        for i, seed in enumerate(seeds)
+    ]
+    together = StackTrainer(runs, images()).batches(epoch=1)
+    alone = [StackTrainer([run], images()).batches(epoch=1) for run in runs]
+    for (x, noise), *each in zip(together, *alone, strict=True):
+        assert torch.equal(x, torch.cat([x_alone for x_alone, _ in each]))
+        assert torch.equal(noise, torch.cat([noise_alone for _, noise_alone in each]))
+
+
 def test_an_epoch_shows_each_image_once_in_a_new_order() -> None:
     data = torch.arange(60.0).unsqueeze(1)
     trainer = StackTrainer(grid("igr-i")[:1], data)
