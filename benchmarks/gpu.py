@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from igr.experiments.config import RunConfig
-from igr.experiments.train import StackTrainer
+from igr.experiments.training.config import RunConfig
+from igr.experiments.training.trainer import StackTrainer
 from igr.functional import gaussian_kl, igr_softmax
 
 

@@ -1,0 +1,1 @@
+"""Stacked models: families of relaxed categoricals, likelihoods, autoencoders."""

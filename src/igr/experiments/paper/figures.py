@@ -1,0 +1,572 @@
+"""The paper's figures: what is fitted for them, and how they are drawn, as PNG and SVG."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+import igr
+from igr.discrete import argmax_log_probs
+from igr.experiments.models.vae import stream
+from igr.experiments.paper.specs import Approximation, ApproximationFigure, CurveFigure, Scale
+from igr.experiments.runs.records import (
+    FORMAT,
+    RecordError,
+    RunFolder,
+    make_folder,
+    read_json,
+    versions,
+    write_atomically,
+    write_json,
+)
+from igr.experiments.runs.sweep import Context, locked, tidy
+from igr.experiments.training.trainer import Interrupted
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+__all__ = [
+    "SUFFIXES",
+    "TARGETS",
+    "FigureJob",
+    "Target",
+    "approximation_picture",
+    "curve_picture",
+    "save",
+]
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#555555",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "svg.hashsalt": "igr",
+}
+_COLOURS = ("#2c6fbb", "#8e44ad", "#d9822b", "#2a9d63", "#c0392b", "#555555")
+_TARGET = "#111111"
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+SUFFIXES: Mapping[str, dict[str, Any]] = {
+    ".png": {"dpi": 160},
+    ".svg": {"metadata": {"Date": None}},
+}
+"""The formats in which figures are written, with how."""
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write ``path.png`` and ``path.svg``."""
+    make_folder(path.parent)
+    paths = []
+    for suffix, options in SUFFIXES.items():
+        buffer = io.BytesIO()
+        with _style():
+            figure.savefig(buffer, format=suffix[1:], **options)
+        paths.append(path.with_name(path.name + suffix))
+        write_atomically(paths[-1], buffer.getvalue())
+    return paths
+
+
+@dataclass(frozen=True)
+class Target:
+    """A distribution over the counts 0, 1, ... that is to be approximated.
+
+    Attributes:
+        label: for people.
+        log_prob: of counts ``(n,)``.
+        size: number of categories; None where there are infinitely many.
+        shown: how many counts the panels show.
+    """
+
+    label: str
+    log_prob: Callable[[Tensor], Tensor]
+    size: int | None
+    shown: int
+
+    def probs(self, count: int) -> Tensor:
+        """Probabilities of the first `count` counts, ``(count,)`` in float64."""
+        return self.log_prob(torch.arange(count, dtype=torch.float64)).exp()
+
+
+def _categories(weights: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    table = torch.tensor(weights, dtype=torch.float64)
+    return lambda k: (table / table.sum()).log()[k.long()]
+
+
+TARGETS: Mapping[str, Target] = {
+    "poisson-50": Target("Poisson(50)", torch.distributions.Poisson(50.0).log_prob, None, 101),
+    "binomial-12-0.3": Target(
+        "Binomial(12, 0.3)",
+        torch.distributions.Binomial(12, torch.tensor(0.3, dtype=torch.float64)).log_prob,
+        13,
+        13,
+    ),
+    "ten-categories": Target(
+        "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46",
+        _categories((10, 1, 5, 1, 10, 10, 1, 6, 1, 1)),
+        10,
+        10,
+    ),
+    # Number of failures before the 50th success of probability 0.6: mean 33, so that K = 40 cuts the right tail, as
+    # the paper's text has it. torch's `probs` is that of a failure here.
+    "negative-binomial-50-0.6": Target(
+        "NegativeBinomial(50, 0.6)",
+        torch.distributions.NegativeBinomial(50, torch.tensor(0.4, dtype=torch.float64)).log_prob,
+        None,
+        101,
+    ),
+}
+
+
+class Fit(ABC):
+    r"""A relaxation on its way to a target p, by Adam on one of the two clear meanings of (14).
+
+    "hard" brings the recovered discrete distribution to p, "mean" brings E[z] to p.
+
+    Differs from the paper: (14) itself is minimised by a point mass (erratum E3).
+    """
+
+    lr = 0.01
+
+    def __init__(self, target: Target, each: Approximation) -> None:
+        self.target, self.each = target, each
+
+    @property
+    @abstractmethod
+    def num_categories(self) -> int:
+        """How many categories there are now."""
+
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of all that is learned."""
+
+    @abstractmethod
+    def relaxed(self, count: int) -> Tensor:
+        """Relaxed draws ``(count, n)``, with their gradient, of as many categories as they reach."""
+
+    @abstractmethod
+    def objective(self) -> Tensor:
+        """What Adam lessens."""
+
+    @abstractmethod
+    def hard_probs(self) -> Tensor:
+        """The recovered distribution ``(K,)``."""
+
+    def draw(self, count: int) -> Tensor:
+        """Draws of the recovered distribution, ``(count,)``."""
+        return self.relaxed(count).argmax(-1)
+
+    def descend(self, steps: int, advance: Callable[[], object]) -> None:
+        """Take so many steps."""
+        optimizer = self.optimizer()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            self.objective().backward()
+            optimizer.step()
+            advance()
+
+
+class _FiniteFit(Fit):
+    """K categories; locations (or logits) start at 0.1 times standard normals and scales stay at 1. Abstract."""
+
+    redundant = 1
+    """How many of K coordinates follow from the others."""
+
+    def __init__(self, target: Target, each: Approximation) -> None:
+        super().__init__(target, each)
+        self.wanted = target.probs(self.num_categories).float()
+        self.free = (0.1 * torch.randn(self.num_categories - self.redundant)).requires_grad_()
+
+    @property
+    def num_categories(self) -> int:
+        return self.each.num_categories or self.target.size or 0
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([self.free], lr=self.lr)
+
+
+class _Squared(_FiniteFit):
+    """Lessens the squared distance, as (14) has it. Abstract."""
+
+    def objective(self) -> Tensor:
+        p = self.hard_probs() if self.each.how == "hard" else self.relaxed(_DRAWS_PER_STEP).mean(0)
+        return (p - self.wanted).square().sum()
+
+
+class GumbelSoftmaxFit(_Squared):
+    """Gumbel-Softmax: the recovered distribution is the softmax of its logits."""
+
+    redundant = 0
+
+    def relaxed(self, count: int) -> Tensor:
+        q = igr.GumbelSoftmax(self.each.temperature, logits=self.free, validate_args=False)
+        return q.rsample((count,))
+
+    def hard_probs(self) -> Tensor:
+        return torch.softmax(self.free, -1)
+
+
+class SoftmaxIGRFit(_Squared):
+    """IGR-I: the recovered distribution is Proposition 2's."""
+
+    def relaxed(self, count: int) -> Tensor:
+        scale = torch.ones_like(self.free)
+        q = igr.SoftmaxIGR(self.free, scale, self.each.temperature, validate_args=False)
+        return q.rsample((count,))
+
+    def hard_probs(self) -> Tensor:
+        return argmax_log_probs(self.free, torch.ones_like(self.free)).exp()
+
+
+class _CrossEntropy(Fit):
+    r"""Lessens :math:`-\sum_k p_k \log \bar z_k`, with the mean of draws. Abstract.
+
+    The squared distance of (14) has next to no gradient where either distribution has no mass, and from a flat start
+    does not get there. For "hard" the draws are of the relaxation at temperature 0.2, which has a gradient where argmax
+    has none.
+    """
+
+    lr = 0.02
+
+    @abstractmethod
+    def at(self, temperature: float) -> igr.IGR | igr.CountableIGR:
+        """The relaxation at a temperature."""
+
+    def relaxed(self, count: int) -> Tensor:
+        return self.at(self.each.temperature).rsample((count,))
+
+    def hard_probs(self) -> Tensor:
+        return self.at(self.each.temperature).discrete().probs
+
+    def objective(self) -> Tensor:
+        temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
+        mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
+        return -torch.xlogy(self.target.probs(len(mean)).to(mean), mean + 1e-12).sum()
+
+
+class SharpStickBreakingFit(_CrossEntropy, _FiniteFit):
+    """Sharpened IGR-SB."""
+
+    def at(self, temperature: float) -> igr.SharpStickBreakingIGR:
+        scale = torch.ones_like(self.free)
+        return igr.SharpStickBreakingIGR(self.free, scale, temperature, validate_args=False)
+
+
+class CountableFit(_CrossEntropy):
+    """`igr.CountableIGR`, sharpened: coordinates are added as its draws need them.
+
+    Locations start at -2, that is, with short sticks: where a draw is cut nothing beyond has a gradient, so a start
+    at 0 sees a dozen categories and never gets further.
+    """
+
+    closing: type[igr.Sharpen] | type[igr.SoftmaxPlusPlus] = igr.Sharpen
+
+    def __init__(self, target: Target, each: Approximation) -> None:
+        super().__init__(target, each)
+        self.parameters = igr.nn.CountableParameters(loc=-2.0)
+
+    @property
+    def num_categories(self) -> int:
+        return self.parameters.num_coordinates + 1
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(self.parameters.parameters(), lr=self.lr)
+        self.parameters.register_optimizer(optimizer)
+        return optimizer
+
+    def at(self, temperature: float) -> igr.CountableIGR:
+        return igr.CountableIGR(self.parameters, temperature, self.closing, validate_args=False)
+
+
+class PaperCountableFit(CountableFit):
+    """`igr.CountableIGR` with the paper's map: cut, then softmax++ (18), (19)."""
+
+    closing = igr.SoftmaxPlusPlus
+
+
+FITS: Mapping[str, type[Fit]] = {
+    "igr-i": SoftmaxIGRFit,
+    "igr-sb-sharp": SharpStickBreakingFit,
+    "countable": CountableFit,
+    "countable-paper": PaperCountableFit,
+    "gs": GumbelSoftmaxFit,
+}
+"""How each family of an `Approximation` is fitted."""
+
+_DRAWS_PER_STEP = 1000
+_REPEATS = 100  # times the draws of the bars, for E[z]
+_NEARLY_HARD = 0.2
+
+
+@dataclass(frozen=True)
+class FigureJob:
+    """Fits everything that a figure of approximations shows and records it; a `igr.experiments.runs.sweep.Job`."""
+
+    figure: ApproximationFigure
+    scale: Scale
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of each fit."""
+        return self.figure.steps if self.scale.figure_steps is None else self.scale.figure_steps
+
+    @property
+    def draws(self) -> int:
+        """Draws that the bars count."""
+        return self.figure.draws if self.scale.figure_draws is None else self.scale.figure_draws
+
+    @property
+    def name(self) -> str:
+        return f"{self.scale.name}-{self.figure.name}"
+
+    @property
+    def title(self) -> str:
+        return self.figure.title.split(":")[0].lower()
+
+    @property
+    def units(self) -> float:
+        fits = sum(map(len, self.figure.rows))
+        return fits * (8e-3 * self.steps + 5e-4 * self.draws)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the figure's numbers depend on, as JSON has it."""
+        rows = [[dataclasses.asdict(each) for each in row] for row in self.figure.rows]
+        identity = {
+            "target": self.figure.target,
+            "rows": rows,
+            "steps": self.steps,
+            "draws": self.draws,
+        }
+        return json.loads(json.dumps(identity))
+
+    def path(self, root: Path) -> Path:
+        """Its record."""
+        return root / "figures" / self.scale.name / f"{self.figure.name}.json"
+
+    def record(self, root: Path) -> dict[str, Any] | None:
+        """What was recorded, unless that is of other settings than today's.
+
+        Raises:
+            RecordError: if it is damaged or was written by another version.
+        """
+        path = self.path(root)
+        if not path.exists():
+            return None
+        found = read_json(path)
+        if found.get("format") != FORMAT:
+            raise RecordError(
+                f"{path}: expected records of format {FORMAT}, found {found.get('format')}: written by another"
+                " version of igr"
+            )
+        return found if found.get("identity") == self.identity() else None
+
+    def is_done(self, root: Path) -> bool:
+        return self.record(root) is not None
+
+    def run(self, context: Context) -> None:
+        with locked(context.root, self.name):
+            path = self.path(context.root)
+            make_folder(path.parent)
+            tidy(path)
+            if self.is_done(context.root):
+                return
+            rows: list[list[dict[str, Any]]] = []
+            unit = self.units / (self.steps * sum(map(len, self.figure.rows)))
+
+            def advance() -> None:
+                if context.stop.requested:
+                    raise Interrupted(0)
+                context.reporter.advance(self.title, unit)
+
+            for row in self.figure.rows:
+                rows.append([])
+                for each in row:
+                    context.reporter.note(self.title, each.label)
+                    rows[-1].append(self._fitted(each, advance))
+            record = {"identity": self.identity(), "rows": rows, "versions": versions()}
+            write_json(path, {"format": FORMAT, **record})
+
+    def _fitted(self, each: Approximation, advance: Callable[[], object]) -> dict[str, Any]:
+        start = time.perf_counter()
+        target = TARGETS[self.figure.target]
+        seed = stream(0, self.figure.name, each.label).initial_seed()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            fit = FITS[each.family](target, each)
+            initial = self._state(fit, target)
+            fit.descend(self.steps, advance)
+            final = self._state(fit, target)
+        return {
+            "label": each.label,
+            "how": each.how,
+            "initial": initial,
+            "final": final,
+            "seconds": time.perf_counter() - start,
+        }
+
+    @torch.no_grad()
+    def _state(self, fit: Fit, target: Target) -> dict[str, Any]:
+        """What a panel shows: draws counted, probabilities, and how far those are from the target's.
+
+        The probabilities are the recovered distribution's for "hard" and E[z] for "mean".
+        """
+        bars = torch.bincount(fit.draw(self.draws))
+        if fit.each.how == "mean":
+            means = [fit.relaxed(self.draws).mean(0).double() for _ in range(_REPEATS)]
+            # Each has as many entries as its draws reach.
+            probs = pad_sequence(means, batch_first=True).mean(0)
+        else:
+            probs = fit.hard_probs()
+        K = fit.num_categories
+        bars, probs = F.pad(bars, (0, K - len(bars))), F.pad(probs, (0, K - len(probs)))
+        wanted = target.probs(K)
+        beyond = max(0.0, 1 - float(wanted.sum()))
+        distance = 0.5 * (float((probs.double() - wanted).abs().sum()) + beyond)
+        return {
+            "num_draws": self.draws,
+            "draws": bars.tolist(),
+            "probs": probs.tolist(),
+            "total_variation": distance,
+        }
+
+
+def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]) -> Figure:
+    """Initial and final panels, a row of them for each row of the figure."""
+    target = TARGETS[figure.target]
+    shown = target.shown
+    wanted = target.probs(shown).tolist()
+    counts = range(shown)
+    rows, steps = record["rows"], record["identity"]["steps"]
+    with _style():
+        picture = Figure(figsize=(7.2, 1.75 * len(rows) + 0.5), layout="constrained")
+        panels = picture.subplots(len(rows), 2, squeeze=False, sharex=True)
+        for row, fits in zip(panels, rows, strict=True):
+            for axes, moment in zip(row, ("initial", "final"), strict=True):
+                _panel(axes, fits, moment, counts, wanted)
+            label, _, what = fits[0]["label"].partition(":")
+            label = label if len(fits) == 1 else label.partition(", K")[0]
+            row[0].set_title(f"{label}:{what}, before")
+            distances = ", ".join(f"{fit['final']['total_variation']:.3f}" for fit in fits)
+            row[1].set_title(f"after {steps:,} steps: total variation {distances}")
+        if len(rows[0]) == 1:
+            handles, _ = panels[0, 1].get_legend_handles_labels()
+            handles = [*panels[0, 1].containers, panels[0, 1].lines[0], handles[-1]]
+            labels = [f"{record['identity']['draws']:,} draws", "fit", "target"]
+            panels[0, 0].legend(handles, labels, loc="upper right", handlelength=1.5)
+        for axes in panels[-1]:
+            axes.set_xlabel(f"category, target {target.label}")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("probability")
+    return picture
+
+
+def _panel(
+    axes: Axes,
+    fits: Sequence[Mapping[str, Any]],
+    moment: str,
+    counts: Sequence[int],
+    wanted: Sequence[float],
+) -> None:
+    top = max(wanted)
+    for i, fit in enumerate(fits):
+        state, colour = fit[moment], _COLOURS[i]
+        share = [n / state["num_draws"] for n in state["draws"][: len(counts)]]
+        probs = state["probs"][: len(counts)]
+        label = fit["label"].split(":")[0] if len(fits) > 1 else None
+        axes.bar(counts[: len(share)], share, width=0.9, color=colour, alpha=0.3, linewidth=0)
+        axes.plot(counts[: len(probs)], probs, color=colour, linewidth=1.1, label=label)
+        top = max(top, *share, *probs)
+    axes.plot(counts, wanted, color=_TARGET, linewidth=0.8, linestyle=(0, (3, 2)), label="target")
+    if len(counts) <= 20:
+        axes.plot(counts, wanted, color=_TARGET, linestyle="none", marker="o", markersize=2.2)
+        axes.set_xticks(counts)
+    axes.set_xlim(-1, len(counts))
+    axes.set_ylim(0, 1.08 * top)
+    axes.locator_params(axis="y", nbins=4)
+    if len(fits) > 1:
+        axes.set_ylim(0, 1.4 * top)  # room for the legend
+        axes.legend(loc="upper right", ncols=2, handlelength=1.5)
+
+
+def curve_picture(
+    figure: CurveFigure, curves: Mapping[str, Sequence[Path]], *, column: str = "test_elbo"
+) -> Figure | None:
+    """Test ELBO over the epochs, mean and standard deviation over seeds; None if no run has recorded it.
+
+    Args:
+        figure: what is drawn.
+        curves: folders of the runs, by label.
+        column: of the runs' metrics.
+    """
+    with _style():
+        picture = Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = picture.subplots()
+        lowest = []
+        for i, (label, folders) in enumerate(curves.items()):
+            metrics = [RunFolder(folder).metrics() for folder in folders]
+            if any(column not in rows[0] for rows in metrics):
+                continue
+            values = torch.tensor(
+                [[row[column] for row in rows] for rows in metrics], dtype=torch.float64
+            )
+            epochs = [row["epoch"] for row in metrics[0]]
+            mean = values.mean(0).tolist()
+            spread = (values.std(0) if len(values) > 1 else torch.zeros(len(epochs))).tolist()
+            axes.plot(epochs, mean, color=_COLOURS[i], linewidth=1.2, label=label)
+            count = min(len(epochs), 10)
+            marks = torch.linspace(0, len(epochs) - 1, count).round().long().tolist()
+            axes.errorbar(
+                [epochs[m] for m in marks],
+                [mean[m] for m in marks],
+                [spread[m] for m in marks],
+                fmt="none",
+                ecolor=_COLOURS[i],
+                elinewidth=1.0,
+                capsize=2.5,
+            )
+            lowest.append(mean[min(len(mean) - 1, max(1, len(mean) // 20))])
+        if not lowest:
+            return None
+        finite = [value for value in lowest if math.isfinite(value)]
+        if finite:
+            top = axes.get_ylim()[1]
+            axes.set_ylim(min(finite) - 0.05 * (top - min(finite)), top)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("test ELBO of the relaxed model (nats per image)")
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.legend(loc="lower right")
+        axes.set_title(figure.title)
+    return picture

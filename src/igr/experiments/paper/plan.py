@@ -1,0 +1,388 @@
+"""The paper's tables and figures: what to run for them, and what came out beside the paper's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igr.experiments.paper import figures
+from igr.experiments.paper.figures import FigureJob
+from igr.experiments.paper.specs import (
+    COLUMNS,
+    FIGURES,
+    SCALES,
+    TABLES,
+    ApproximationFigure,
+    Column,
+    CurveFigure,
+    Row,
+    Scale,
+    Table,
+)
+from igr.experiments.runs.records import RecordError
+from igr.experiments.runs.sweep import Cell, Job, cell_of, mean_and_spread, read_cells
+from igr.experiments.training.config import ConfigError, check_choice, check_count, check_positive
+
+__all__ = [
+    "Entry",
+    "Options",
+    "Plan",
+    "Timing",
+    "best_entries",
+    "check_root",
+    "draw_figures",
+    "figure_lines",
+    "make_plan",
+    "names",
+    "nats",
+    "timings",
+]
+
+
+def names() -> list[str]:
+    """What ``igr reproduce`` can be asked for."""
+    return [*TABLES, *FIGURES, "all"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user wants otherwise than the scale has it; None or empty leaves that."""
+
+    rows: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    lrs: tuple[float, ...] = ()
+    seeds: int | None = None
+    epochs: int | None = None
+    train_images: int | None = None
+    test_images: int | None = None
+    samples: int | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for what makes no sense, before anything runs."""
+        for name, values in (("temperature", self.temperatures), ("lr", self.lrs)):
+            for value in values:
+                check_positive(name, value)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+        for count in ("seeds", "epochs", "samples"):
+            self._check_count(count, 1)
+        for count in ("train_images", "test_images"):
+            self._check_count(count, 0)
+        for dataset in self.datasets:
+            check_choice("dataset", dataset, COLUMNS)
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            check_count(name.replace("_", "-"), value, least)
+
+    def scale(self, name: str) -> Scale:
+        """The scale of that name with these wishes."""
+        check_choice("scale", name, SCALES)
+        wishes: dict[str, Any] = {
+            "temperatures": self.temperatures or None,
+            "lrs": self.lrs or None,
+            "seeds": self.seeds,
+            "epochs": self.epochs,
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "samples": self.samples,
+        }
+        return dataclasses.replace(
+            SCALES[name], **{k: v for k, v in wishes.items() if v is not None}
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a table on one data set, with what came out.
+
+    Attributes:
+        record: of the finished cell; None while there is none.
+        problem: why it cannot be run, if it cannot.
+    """
+
+    table: Table
+    row: Row
+    column: Column
+    record: Mapping[str, Any] | None = None
+    problem: str | None = None
+
+    @property
+    def paper(self) -> tuple[float, float] | None:
+        """The paper's mean and standard deviation; None for a row of ours."""
+        return self.row.paper.get(self.column.dataset)
+
+    def numbers(self, key: str) -> tuple[float, float]:
+        """Mean and standard deviation over the seeds; NaN where there are none."""
+        if self.record is None:
+            return math.nan, math.nan
+        return mean_and_spread([run.get(key) for run in self.record["runs"]])
+
+    @property
+    def ours(self) -> tuple[float, float]:
+        """What the table is about."""
+        return self.numbers(self.table.measure)
+
+    @property
+    def difference(self) -> float:
+        """Ours less the paper's; above 0 where ours is better. NaN where there is nothing to compare."""
+        if self.paper is None or self.record is None or self.record["scale"]["stand_in"]:
+            return math.nan
+        return self.ours[0] - self.paper[0]
+
+    @property
+    def errata(self) -> tuple[str, ...]:
+        """What bears on this number alone, not on all of the table."""
+        return tuple(dict.fromkeys((*self.row.errata, *self.column.errata)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command runs and shows."""
+
+    scale: Scale
+    entries: tuple[tuple[Entry, Cell], ...]
+    figures: tuple[str, ...]
+
+    def jobs(self) -> list[Job]:
+        """Everything to be done, without repetition, cells of a data set one after another."""
+        cells = {cell.name: cell for entry, cell in self.entries if entry.problem is None}
+        order = list(COLUMNS)
+        jobs: list[Job] = [*sorted(cells.values(), key=lambda cell: order.index(cell.dataset))]
+        jobs += [
+            FigureJob(figure, self.scale)
+            for name in self.figures
+            if isinstance(figure := FIGURES[name], ApproximationFigure)
+        ]
+        return jobs
+
+    def finished(self, root: Path) -> list[Entry]:
+        """The entries with their records."""
+        by_name = {record["name"]: record for record in read_cells(root)}
+        return [
+            dataclasses.replace(entry, record=by_name.get(cell.name))
+            for entry, cell in self.entries
+        ]
+
+
+def _columns(table: Table, row: Row) -> list[Column]:
+    return [COLUMNS[name] for name in table.columns if name in (row.columns or table.columns)]
+
+
+def _has_curve(table: Table, row: Row, column: Column) -> bool:
+    """Whether a figure shows how the test ELBO of this cell developed."""
+    return any(
+        isinstance(figure, CurveFigure)
+        and (figure.table, figure.column) == (table.name, column.dataset)
+        and row.name in figure.rows
+        for figure in FIGURES.values()
+    )
+
+
+def _cell(table: Table, row: Row, column: Column, scale: Scale, options: Options) -> Cell:
+    curve = _has_curve(table, row, column)
+    cell = cell_of(table, row, column, scale, curve=curve)
+    if options.temperatures:
+        cell = dataclasses.replace(cell, temperatures=options.temperatures)
+    if options.lrs:
+        cell = dataclasses.replace(cell, lrs=options.lrs)
+    return cell
+
+
+def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
+    """What has to run for these tables and figures.
+
+    Raises:
+        ConfigError: for an unknown table, figure, row or scale, or a wish that makes no sense.
+    """
+    options.check()
+    for name in wanted:
+        check_choice("what to reproduce", name, names())
+    if "all" in wanted:
+        wanted = [*TABLES, *FIGURES]
+    chosen = options.scale(scale)
+    tables = [TABLES[name] for name in wanted if name in TABLES]
+    curves = [f for name in wanted if isinstance(f := FIGURES.get(name), CurveFigure)]
+    known = {row.name for table in tables for row in table.rows}
+    known |= {name for figure in curves for name in figure.rows}
+    for name in options.rows:
+        check_choice("row", name, sorted(known))
+
+    entries: dict[str, tuple[Entry, Cell]] = {}
+    wanted_cells = [
+        (t, row, column) for t in tables for row in t.rows for column in _columns(t, row)
+    ]
+    wanted_cells += [
+        (TABLES[figure.table], row, COLUMNS[figure.column])
+        for figure in curves
+        for row in TABLES[figure.table].rows
+        if row.name in figure.rows
+    ]
+    for table, row, column in wanted_cells:
+        if options.rows and row.name not in options.rows:
+            continue
+        if options.datasets and column.dataset not in options.datasets:
+            continue
+        cell = _cell(table, row, column, chosen, options)
+        entry = Entry(table, row, column, problem=cell.problem())
+        entries.setdefault(f"{table.name} {cell.title}", (entry, cell))
+    shown = tuple(name for name in FIGURES if name in wanted)
+    if not entries and not shown:
+        raise ConfigError("nothing to run: no table that was asked for has such rows and data sets")
+    return Plan(chosen, tuple(entries.values()), shown)
+
+
+_RANK = {name: rank for rank, name in enumerate(("smoke", "short", "full"))}
+
+
+def _worth(record: Mapping[str, Any]) -> tuple[float, ...]:
+    """Records of the same cell, from the least to the most complete."""
+    scale = record["scale"]
+    images = scale["train_images"] or math.inf
+    test = scale["test_images"] or math.inf
+    candidates = len(scale["temperatures"]) * len(scale["lrs"])
+    return (
+        -1 if scale["stand_in"] else _RANK.get(scale["name"], 0),
+        scale["epochs"],
+        images,
+        test,
+        len(record["runs"]),
+        candidates,
+    )
+
+
+def best_entries(root: Path) -> list[Entry]:
+    """Every entry of every table with the most complete of the records there are of it."""
+    records = read_cells(root)
+    entries = []
+    for table in TABLES.values():
+        for row in table.rows:
+            for column in _columns(table, row):
+                settings = {**table.settings, **column.settings, **row.settings}
+                settings = json.loads(json.dumps(settings))
+                found = [
+                    record
+                    for record in records
+                    if (record["dataset"], record["settings"]) == (column.dataset, settings)
+                ]
+                entries.append(
+                    Entry(table, row, column, record=max(found, key=_worth, default=None))
+                )
+    return entries
+
+
+def draw_figures(
+    root: Path, wanted: Sequence[str], scale: Scale, entries: Sequence[Entry]
+) -> dict[str, list[Path]]:
+    """Draw these figures from their records; returns the files of each, none for a figure that has no records.
+
+    A figure of approximations that was drawn after it was recorded is not drawn again.
+    """
+    drawn: dict[str, list[Path]] = {}
+    for name in wanted:
+        figure = FIGURES[name]
+        folder = root / "figures" / scale.name
+        if isinstance(figure, ApproximationFigure):
+            job = FigureJob(figure, scale)
+            record = job.record(root)
+            there = [folder / f"{name}{suffix}" for suffix in figures.SUFFIXES]
+            if record and all(map(_newer(job.path(root)), there)):
+                drawn[name] = there
+                continue
+            picture = figures.approximation_picture(figure, record) if record else None
+        else:
+            curves = {
+                entry.row.label: [root / run["run"] for run in entry.record["runs"]]
+                for entry in entries
+                if entry.record is not None
+                and (entry.table.name, entry.column.dataset) == (figure.table, figure.column)
+                and entry.row.name in figure.rows
+                and entry.record["curve"]
+            }
+            picture = figures.curve_picture(figure, curves) if curves else None
+        drawn[name] = [] if picture is None else figures.save(picture, folder / name)
+    return drawn
+
+
+def _newer(than: Path) -> Callable[[Path], bool]:
+    # Newer than the record, and than the code that draws.
+    time = max(file.stat().st_mtime for file in (than, Path(figures.__file__)))
+    return lambda path: path.exists() and path.stat().st_mtime > time
+
+
+def figure_lines(name: str, root: Path, scale: Scale) -> list[str]:
+    """How close each fit of a figure came, from its record."""
+    figure = FIGURES[name]
+    record = (
+        FigureJob(figure, scale).record(root) if isinstance(figure, ApproximationFigure) else None
+    )
+    if record is None:
+        return []
+    return [
+        f"{fit['label']}: total variation {fit['initial']['total_variation']:.3f} before,"
+        f" {fit['final']['total_variation']:.3f} after {record['identity']['steps']:,} steps"
+        for row in record["rows"]
+        for fit in row
+    ]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per epoch of the models of one table and data set, against Gumbel-Softmax's."""
+
+    table: Table
+    column: Column
+    entries: tuple[Entry, ...]
+
+    def ratio(self, entry: Entry) -> float:
+        """Time of an epoch in units of Gumbel-Softmax's."""
+        base = next(e for e in self.entries if e.row.name == "gs")
+        return entry.numbers("seconds_per_epoch")[0] / base.numbers("seconds_per_epoch")[0]
+
+
+def timings(entries: Sequence[Entry]) -> list[Timing]:
+    """Where times can be compared: models without SL or other estimators, run alike, Gumbel-Softmax among them."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry.record is None or "+" in entry.row.name or entry.row.name == "uspgbl":
+            continue
+        scale = entry.record["scale"]
+        if scale["epochs"] == 1:
+            continue  # the first epoch warms up
+        key = ("side_by_side", "epochs", "train_images")
+        alike = (entry.record["runs"][0]["side_by_side"], *(scale[k] for k in key[1:]))
+        group = (entry.table.name, entry.column.dataset, str((scale["name"], alike)))
+        groups.setdefault(group, []).append(entry)
+    return [
+        Timing(TABLES[table], COLUMNS[dataset], tuple(group))
+        for (table, dataset, _), group in groups.items()
+        if len(group) > 1 and any(e.row.name == "gs" for e in group)
+    ]
+
+
+def nats(mean: float, spread: float = math.nan, *, missing: str = "–") -> str:
+    """A mean with its spread, if there is one."""
+    if not math.isfinite(mean):
+        return missing
+    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
+
+
+def check_root(root: Path) -> None:
+    """Raise RecordError unless there are records in the folder.
+
+    Raises:
+        RecordError: if it is no folder, or nothing in it was written by ``igr reproduce``.
+    """
+    if not root.is_dir():
+        raise RecordError(f"there is no folder {root}")
+    if not any(root.glob("cells/*.json")) and not any(root.glob("figures/*/*.json")):
+        raise RecordError(
+            f"{root} holds no records of tables or figures: expected the folder that `igr reproduce --out` wrote"
+        )

@@ -1,0 +1,1 @@
+"""Runs on disk and on machines: records, sweeps, engines, progress, pictures."""

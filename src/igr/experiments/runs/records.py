@@ -1,0 +1,406 @@
+r"""What a sweep leaves on disk, and how: nothing is ever half-written under its final name.
+
+::
+
+    DIR/.lock                           held while the three files below are written
+    DIR/config.json                     the sweep's settings
+    DIR/results.csv                     one row for each run: settings, bound, time
+    DIR/curves.png                      training curves of all runs
+    DIR/runs/NAME/config.json           the run's settings
+                  versions.json         what it ran on
+                  metrics.csv           one row for each epoch
+                  weights.safetensors   once finished
+                  evaluation*.json      once evaluated
+                  *.png
+    DIR/state/STACK.safetensors         while unfinished: all that training needs to go on, metrics included
+    DIR/state/STACK.lock                held by the process that trains the stack
+
+A stack's state is one file, so that all its runs are always at the same epoch; the metrics of the runs are written
+from it, and so may lag behind while training goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+import igr
+from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig
+
+__all__ = [
+    "FORMAT",
+    "RecordError",
+    "RunFolder",
+    "SweepFolder",
+    "make_folder",
+    "open_runs",
+    "read_json",
+    "versions",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+]
+
+FORMAT = 1
+"""Version of the layout above; a reader refuses any other."""
+
+_LOCK = ".lock"
+
+
+class RecordError(Exception):
+    """A folder or file that cannot be used or written; the message is one line meant for the user."""
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            # Not by tempfile, whose files nobody else may read.
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RecordError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_temporary(folder: Path, name: str = "") -> None:
+    """Remove what a killed `write_atomically` left; the caller makes sure that no other process is writing."""
+    for stale in folder.glob(f".{name}*.tmp"):
+        stale.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those it lies in, unless they are there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"cannot create folder {path}: {_reason(error)}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a file by `value` as JSON."""
+    write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds."""
+    try:
+        value = json.loads(path.read_text())
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
+    except ValueError as error:
+        raise RecordError(f"{path} is damaged: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path} is damaged: expected a JSON object")
+    return value
+
+
+def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
+    """The configuration that `path` holds, checked like any other."""
+    settings = read_json(path)
+    if (found := settings.pop("format", None)) != FORMAT:
+        raise RecordError(
+            f"{path}: expected records of format {FORMAT}, found {found}: written by another version of igr"
+        )
+    try:
+        return kind.from_dict(settings)
+    except (ConfigError, TypeError) as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV; columns in the order of first appearance."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace a file by a table."""
+    write_atomically(path, _csv(rows))
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
+    except SafetensorError as error:
+        raise RecordError(f"{path} is damaged ({error}); delete it to start again") from error
+
+
+def versions() -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "igr": igr.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+class RunFolder:
+    """The records of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+        return _read_settings(self.path / "config.json", RunConfig)
+
+    def create(self, config: RunConfig) -> None:
+        """Make the folder and write down what does not change while the run goes on."""
+        make_folder(self.path)
+        write_json(self.path / "config.json", {"format": FORMAT, **config.to_dict()})
+        write_json(self.path / "versions.json", versions())
+
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace ``metrics.csv``."""
+        write_atomically(self.path / "metrics.csv", _csv(rows))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``."""
+        try:
+            with (self.path / "metrics.csv").open(newline="") as file:
+                return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        except OSError as error:
+            raise RecordError(
+                f"cannot read {self.path / 'metrics.csv'}: {_reason(error)}"
+            ) from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was trained to its end."""
+        return (self.path / "weights.safetensors").exists()
+
+    def write_weights(self, tensors: dict[str, Tensor], config: RunConfig) -> None:
+        """Save the trained parameters, which marks the run as finished."""
+        metadata = {"format": "pt", "config": json.dumps(config.to_dict())}
+        write_atomically(self.path / "weights.safetensors", to_safetensors(tensors, metadata))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters."""
+        if not self.finished:
+            raise RecordError(f"{self.path} is not finished: go on with --resume first")
+        return _read_tensors(self.path / "weights.safetensors")[0]
+
+    def write_evaluation(self, name: str, values: dict[str, Any]) -> None:
+        """Save an evaluation as ``NAME.json``."""
+        write_json(self.path / f"{name}.json", values)
+
+    def evaluation(self, name: str) -> dict[str, Any] | None:
+        """The evaluation of that name, if there is one."""
+        path = self.path / f"{name}.json"
+        return read_json(path) if path.exists() else None
+
+
+class SweepFolder:
+    """The records of a sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path, config: SweepConfig, *, resume: bool) -> SweepFolder:
+        """A folder for the sweep `config`: a new one, or with `resume` the one that such a sweep was begun in.
+
+        Raises:
+            RecordError: if the folder holds anything and `resume` is false, or holds another sweep.
+        """
+        folder = cls(path)
+        if path.exists() and not path.is_dir():
+            raise RecordError(f"{path} is a file, not a folder")
+        make_folder(path)
+        with folder.writing():
+            settings = path / "config.json"
+            occupied = any(p.name != _LOCK for p in path.iterdir())
+            if occupied and not resume:
+                what = (
+                    "holds a sweep: go on with it by --resume"
+                    if settings.exists()
+                    else "is not empty"
+                )
+                raise RecordError(f"folder {path} {what}, or choose another --out")
+            if occupied and not settings.exists():
+                raise RecordError(f"folder {path} holds no sweep to resume; choose another --out")
+            if not occupied:
+                write_json(settings, {"format": FORMAT, **config.to_dict()})
+            elif different := folder.config.differences(config):
+                raise RecordError(
+                    f"{path} holds a sweep of another configuration: {'; '.join(different)}"
+                )
+        make_folder(path / "state")
+        make_folder(path / "runs")
+        return folder
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Take the files that all runs share for this process alone, if need be waiting until they are free."""
+        try:
+            with filelock.FileLock(self.path / _LOCK, timeout=60):
+                _remove_temporary(self.path)
+                yield
+        except filelock.Timeout as error:
+            raise RecordError(
+                f"another process has held {self.path / _LOCK} for a minute"
+            ) from error
+        except OSError as error:
+            raise RecordError(f"cannot lock {self.path / _LOCK}: {_reason(error)}") from error
+
+    @property
+    def config(self) -> SweepConfig:
+        """The sweep's settings."""
+        return _read_settings(self.path / "config.json", SweepConfig)
+
+    def run(self, config: RunConfig) -> RunFolder:
+        """Where the records of one run are."""
+        return RunFolder(self.path / "runs" / config.name)
+
+    @contextlib.contextmanager
+    def claim(self, runs: Sequence[RunConfig]) -> Iterator[Stack]:
+        """Take a stack of runs for this process alone.
+
+        Raises:
+            RecordError: if another process has it.
+        """
+        stack = Stack(self, runs)
+        lock = filelock.FileLock(stack.path.with_suffix(".lock"), blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise RecordError(
+                f"another process is training {stack.path.stem} in {self.path}"
+            ) from error
+        except OSError as error:
+            raise RecordError(f"cannot lock {lock.lock_file}: {_reason(error)}") from error
+        try:
+            stack.tidy()
+            yield stack
+        finally:
+            lock.release()
+
+    def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Replace ``results.csv``."""
+        with self.writing():
+            write_atomically(self.path / "results.csv", _csv(rows))
+
+    def write_picture(self, name: str, png: bytes) -> None:
+        """Replace a picture of the whole sweep."""
+        with self.writing():
+            write_atomically(self.path / name, png)
+
+    def remove(self, *others: str) -> None:
+        """Delete the sweep's records and the files named, and nothing else that may lie in the folder."""
+        try:
+            for part in ("state", "runs"):
+                if (self.path / part).exists():
+                    shutil.rmtree(self.path / part)
+            for name in ("results.csv", "curves.png", "config.json", *others, _LOCK):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RecordError(f"cannot clear {self.path}: {_reason(error)}") from error
+
+
+class Stack:
+    """The records of runs that train side by side; from `SweepFolder.claim`."""
+
+    def __init__(self, folder: SweepFolder, runs: Sequence[RunConfig]) -> None:
+        self.runs = list(runs)
+        self.folders = [folder.run(run) for run in runs]
+        names = " ".join(sorted(run.name for run in runs))
+        digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
+        self.path = folder.path / "state" / f"{runs[0].family}-{digest}.safetensors"
+
+    def tidy(self) -> None:
+        """Remove temporary files that a killed process left."""
+        for folder in self.folders:
+            _remove_temporary(folder.path)
+        _remove_temporary(self.path.parent, self.path.name)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every run was trained to its end."""
+        return all(folder.finished for folder in self.folders)
+
+    def create(self) -> None:
+        """Make the runs' folders."""
+        for folder, run in zip(self.folders, self.runs, strict=True):
+            folder.create(run)
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The last saved state, if there is one."""
+        return _read_tensors(self.path)[0] if self.path.exists() else None
+
+    def save(self, state: dict[str, Tensor]) -> None:
+        """Save the state."""
+        write_atomically(self.path, to_safetensors(state))
+
+    def write_metrics(self, rows: Sequence[Sequence[dict[str, Any]]]) -> None:
+        """Write each run's metrics."""
+        for folder, each in zip(self.folders, rows, strict=True):
+            folder.write_metrics(each)
+
+    def finish(self, weights: Callable[[int], dict[str, Tensor]]) -> None:
+        """Save every run's weights, after which the state is needed no more."""
+        for r, (folder, run) in enumerate(zip(self.folders, self.runs, strict=True)):
+            folder.write_weights(weights(r), run)
+        self.path.unlink(missing_ok=True)
+
+
+def open_runs(path: Path) -> list[RunFolder]:
+    """The runs in `path`, a sweep's folder or one run's."""
+    if not path.is_dir():
+        raise RecordError(f"there is no folder {path}")
+    if (path / "runs").is_dir() and (path / "config.json").exists():
+        sweep = SweepFolder(path)
+        return [sweep.run(run) for run in sweep.config.runs()]
+    if (path / "config.json").exists():
+        return [RunFolder(path)]
+    raise RecordError(f"{path} holds no runs: expected the folder that `igr vae --out` wrote")

@@ -1,0 +1,1 @@
+"""Settings of a run, its objective, its training, its scores."""

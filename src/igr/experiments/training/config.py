@@ -1,0 +1,192 @@
+"""What a run is: a frozen, validated record that can be written to and read from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from igr.experiments.models import families, likelihoods
+from igr.experiments.training.objectives import ESTIMATORS, RELAXED
+
+__all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
+
+ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 256), "sop": ()}
+"""Widths of the encoder's hidden layers; the decoder's are the same in reverse.
+
+The last is no autoencoder but structured output prediction, see `igr.experiments.models.sop`.
+"""
+
+
+class ConfigError(ValueError):
+    """A setting that makes no sense; the message is one line meant for the user."""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ConfigError with the nearest choice unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ConfigError unless `value` is a positive finite number."""
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ConfigError(f"{name}: expected a positive finite number, got {value}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise ConfigError unless `value` is a whole number of at least `least`."""
+    if not (isinstance(value, int) and value >= least):
+        raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all runs of a sweep have in common."""
+
+    dataset: str = "digits"
+    architecture: str = "linear"
+    decoder: str = "bernoulli"
+    num_variables: int = 20
+    num_categories: int = 10
+    prior_temperature: float = 0.5
+    unit_scale: bool = False
+    epochs: int = 100
+    estimator: str = "pathwise"
+    num_samples: int = 1
+    lr: float = 3e-4
+    lr_decay: float = 0.0
+    lr_min: float = 0.0
+    batch_size: int = 100
+    train_images: int = 0
+    held_out: int = 0
+    test_curve: bool = False
+
+    def check(self) -> None:
+        check_choice("architecture", self.architecture, ARCHITECTURES)
+        check_choice("decoder", self.decoder, likelihoods.LIKELIHOODS)
+        check_count("num-variables", self.num_variables)
+        check_count("num-categories", self.num_categories, least=2)
+        check_positive("prior-temperature", self.prior_temperature)
+        check_count("epochs", self.epochs)
+        check_choice("estimator", self.estimator, (*RELAXED, *ESTIMATORS))
+        least = ESTIMATORS[self.estimator].least_samples if self.estimator in ESTIMATORS else 1
+        check_count("num-samples", self.num_samples, least=least)
+        if self.architecture == "sop":
+            self._check_sop()
+        check_positive("lr", self.lr)
+        for name, value in {"lr-decay": self.lr_decay, "lr-min": self.lr_min}.items():
+            if value:
+                check_positive(name, value)
+        check_count("batch-size", self.batch_size)
+        check_count("train-images", self.train_images, least=0)
+        check_count("held-out", self.held_out, least=0)
+
+    def _check_sop(self) -> None:
+        if self.num_categories != 2:
+            raise ConfigError(
+                f"num-categories: structured output prediction has binary units, 2, got {self.num_categories}"
+            )
+        if self.estimator != "pathwise":
+            raise ConfigError(
+                f"estimator: structured output prediction is trained by pathwise, got {self.estimator}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        return {
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
+        }
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Any:
+        """The inverse of `to_dict`."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if strange := sorted(set(settings) - names):
+            raise ConfigError(f"unknown setting {strange[0]!r}: written by another version of igr?")
+        fixed: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
+        }
+        return cls(**fixed)
+
+
+@dataclass(frozen=True)
+class RunConfig(_Shared):
+    """One run: one family, one temperature, one seed."""
+
+    family: str = "igr-i"
+    temperature: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.check()
+        check_choice("family", self.family, families.FAMILIES)
+        if self.estimator in ESTIMATORS and self.family not in families.DIFFERENTIABLE:
+            raise ConfigError(
+                f"estimator: {self.estimator} needs the gradient of the categories' probabilities, which the families"
+                f" {', '.join(families.DIFFERENTIABLE)} have, and {self.family} has not"
+            )
+        if self.unit_scale and self.family not in families.GAUSSIAN:
+            raise ConfigError(
+                f"unit-scale: {self.family} has no scale to hold; it is for {', '.join(families.GAUSSIAN)}"
+            )
+        check_positive("temperature", self.temperature)
+        check_count("seed", self.seed, least=0)
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder within its sweep."""
+        return f"{self.family}-t{self.temperature:g}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class SweepConfig(_Shared):
+    """A grid of runs: families x temperatures x seeds."""
+
+    families: tuple[str, ...] = ("igr-i",)
+    temperatures: tuple[float, ...] = (0.1,)
+    seeds: int = 1
+
+    def __post_init__(self) -> None:
+        self.check()
+        for name, values in {"family": self.families, "temperature": self.temperatures}.items():
+            if not values:
+                raise ConfigError(f"{name}: expected at least one")
+            if len({f"{v:g}" if isinstance(v, float) else v for v in values}) < len(values):
+                raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+        check_count("seeds", self.seeds)
+        self.runs()
+
+    def runs(self) -> list[RunConfig]:
+        """Every run of the grid."""
+        settings: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(_Shared)
+        }
+        grid = itertools.product(self.families, self.temperatures, range(self.seeds))
+        return [
+            RunConfig(**settings, family=family, temperature=float(temperature), seed=seed)
+            for family, temperature, seed in grid
+        ]
+
+    def differences(self, other: SweepConfig) -> list[str]:
+        """Settings in which `other` differs, each as ``name: here, not there``."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{k} {mine[k]}, not {theirs[k]}" for k in mine if mine[k] != theirs[k]]
+
+
+def stacks(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Group runs that differ in temperature and seed alone: those can train as one program."""
+    groups: dict[RunConfig, list[RunConfig]] = {}
+    for run in runs:
+        groups.setdefault(dataclasses.replace(run, temperature=1.0, seed=0), []).append(run)
+    return list(groups.values())

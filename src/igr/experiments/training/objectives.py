@@ -1,0 +1,213 @@
+r"""What a training step minimises: the relaxed objective, or the discrete one through a gradient estimator.
+
+Either way the loss is :math:`-\log p(x \mid z) + \mathrm{KL}`, the negative ELBO: the KL is *added* to the
+reconstruction loss. The released code subtracts it where RELAX is used with IGR (erratum E7).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import OneHotCategorical
+
+from igr import estimators
+from igr.estimators import Estimator
+from igr.experiments.models.vae import StackedVAE, stream
+
+__all__ = ["ESTIMATORS", "RELAXED", "Estimated", "Objective", "Relaxed", "Setting"]
+
+RELAXED = ("pathwise", "sticking-the-landing")
+"""Estimators of the relaxed objective, which every family has of its own."""
+
+
+class Objective(ABC):
+    """Turns a stack's model, images and noise into the loss of each run and image."""
+
+    @abstractmethod
+    def empty_noise(self, model: Any, shape: Sequence[int], batch_size: int) -> Tensor:
+        """Room for the noise of `batch_size` images, for each element of `shape`."""
+
+    @abstractmethod
+    def fill_noise(self, model: Any, out: Tensor, generator: torch.Generator) -> None:
+        """Draw it."""
+
+    @abstractmethod
+    def __call__(self, model: Any, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, log p(x | z) and KL of images ``(R, B, D)``, each ``(R, B)``."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it remembers or learns, by name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Relaxed(Objective):
+    """The ELBO of the relaxed model (4), pathwise, with the family's own KL, averaged over `num_samples`."""
+
+    num_samples: int = 1
+
+    def empty_noise(self, model: Any, shape: Sequence[int], batch_size: int) -> Tensor:
+        like = model.temperatures
+        size = (*shape, self.num_samples * batch_size, *model.noise_shape)
+        return torch.empty(size, dtype=like.dtype, device=like.device)
+
+    def fill_noise(self, model: Any, out: Tensor, generator: torch.Generator) -> None:
+        model.family.fill_noise(out, generator)
+
+    def __call__(self, model: Any, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.num_samples > 1:
+            x = x.repeat(1, self.num_samples, 1)
+        log_likelihood, kl = model.elbo_terms(x, noise)
+        if self.num_samples > 1:
+            log_likelihood, kl = (
+                term.unflatten(1, (self.num_samples, -1)).mean(1) for term in (log_likelihood, kl)
+            )
+        return kl - log_likelihood, log_likelihood, kl
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an estimator in the VAE is made for: one run."""
+
+    temperature: float
+    num_samples: int
+    num_variables: int
+    num_categories: int
+
+
+Make = Callable[[Setting], Estimator]
+
+
+def _relax(s: Setting) -> Estimator:
+    network = estimators.ControlNetwork((s.num_variables, s.num_categories))
+    return estimators.Relax(network, s.temperature, s.num_samples, sample_axis=True)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An estimator of the discrete objective."""
+
+    make: Make
+    on_discrete: bool
+    """It needs the probabilities of the categories alone, not the relaxation."""
+    least_samples: int = 1
+
+
+ESTIMATORS: dict[str, _Choice] = {
+    "straight-through": _Choice(
+        lambda s: estimators.StraightThrough(s.num_samples, sample_axis=True), False
+    ),
+    "rao-blackwell-straight-through": _Choice(
+        lambda s: estimators.RaoBlackwellStraightThrough(
+            num_samples=s.num_samples, sample_axis=True
+        ),
+        False,
+    ),
+    "reinmax": _Choice(
+        lambda s: estimators.ReinMax(num_samples=s.num_samples, sample_axis=True), True
+    ),
+    "reinforce": _Choice(
+        lambda s: estimators.Reinforce(num_samples=s.num_samples, sample_axis=True), True
+    ),
+    "reinforce-running-mean": _Choice(
+        lambda s: estimators.Reinforce(estimators.RunningMean(), s.num_samples, sample_axis=True),
+        True,
+    ),
+    "reinforce-leave-one-out": _Choice(
+        lambda s: estimators.Reinforce(estimators.LeaveOneOut(), s.num_samples, sample_axis=True),
+        True,
+        least_samples=2,
+    ),
+    "rebar": _Choice(
+        lambda s: estimators.Rebar(s.temperature, 1.0, s.num_samples, sample_axis=True), False
+    ),
+    "relax": _Choice(_relax, False),
+    "unordered-set": _Choice(
+        lambda s: estimators.UnorderedSet(s.num_samples, sample_axis=True), True, least_samples=2
+    ),
+}
+"""Estimators of the gradient of the discrete model's ELBO, by their names on the command line."""
+
+
+class Estimated(Objective):
+    r"""The ELBO of the recovered discrete model, its gradient by one of `igr.estimators`.
+
+    .. math:: \mathrm{estimator}\big(q, z \mapsto -\log p(x \mid z)\big)
+              + \sum_n \mathrm{KL}(\hat q_n \,\|\, \text{uniform})
+
+    The KL of the recovered categorical is exact (Prop. 2 for IGR-I) and no part of what is estimated. Estimators draw
+    from torch's global generator, so every run has an estimator of its own and is computed by itself, its generator
+    seeded from its own noise: a run in a stack is the same run as alone.
+
+    `Relax` and `Rebar` learn the temperature of their control variate; the run's is where it starts.
+    """
+
+    def __init__(self, choice: _Choice, settings: Sequence[Setting], seeds: Sequence[int]) -> None:
+        self.choice = choice
+        self.estimators = []
+        with torch.random.fork_rng(devices=[]):
+            for setting, seed in zip(settings, seeds, strict=True):
+                torch.manual_seed(stream(seed, "estimator").initial_seed())
+                self.estimators.append(choice.make(setting))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Estimated:
+        """The same, where and in what the model computes."""
+        for estimator in self.estimators:
+            estimator.to(device=device, dtype=dtype)
+        return self
+
+    def empty_noise(self, model: Any, shape: Sequence[int], batch_size: int) -> Tensor:
+        """The noise is a seed for each step."""
+        return torch.empty((*shape, 1), dtype=torch.int64, device=model.temperatures.device)
+
+    def fill_noise(self, model: Any, out: Tensor, generator: torch.Generator) -> None:
+        out.random_(generator=generator)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{r}.{name}": tensor
+            for r, estimator in enumerate(self.estimators)
+            for name, tensor in estimator.state_dict(keep_vars=True).items()
+        }
+
+    def __call__(
+        self, model: StackedVAE, x: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # One split of each tensor, and so one sum in the backward pass, rather than a slice for each run.
+        parts = {name: value.split(1) for name, value in model.tensors.items()}
+        terms = []
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            for r, estimator in enumerate(self.estimators):
+                torch.manual_seed(int(noise[r]))
+                tensors = {name: split[r] for name, split in parts.items()}
+                single = model.with_tensors(tensors, model.temperatures[r : r + 1])
+                terms.append(self._terms(single, estimator, x[r : r + 1]))
+        log_likelihood, kl = (torch.cat(each) for each in zip(*terms, strict=True))
+        return kl - log_likelihood, log_likelihood, kl
+
+    def _terms(self, model: StackedVAE, estimator: Estimator, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihood, with the estimated gradient behind it, and KL of a stack of one."""
+        q = model.family.distribution(model.encode(x), model.temperature[..., 0])
+        discrete = q.discrete()
+
+        def loss(z: Tensor) -> Tensor:
+            samples = z.mT.transpose(0, 1).flatten(1, 2)  # (1, S * B, K, N)
+            every = x.repeat(1, len(z), 1)
+            values = -model.likelihood.log_prob(model.decode(samples), every)
+            return values.unflatten(1, (len(z), -1)).transpose(0, 1)
+
+        value = estimator(discrete if self.choice.on_discrete else q, loss)
+        return -value, uniform_kl(discrete).sum(-1)
+
+
+def uniform_kl(q: OneHotCategorical) -> Tensor:
+    """KL from categoricals to the uniform distribution over their K categories, for each."""
+    logits = q.logits
+    finite = logits.clamp_min(torch.finfo(logits.dtype).min)
+    return (logits.exp() * finite).sum(-1) + math.log(logits.shape[-1])

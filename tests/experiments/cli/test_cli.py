@@ -1,0 +1,495 @@
+"""The command line: what it writes, what it says, and how it refuses."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import igr
+from igr.experiments import cli
+from igr.experiments.runs.records import RecordError, RunFolder, SweepFolder, write_atomically
+from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig
+from igr.experiments.training.trainer import StackTrainer
+
+pd = pytest.importorskip("pandas")
+
+QUICK = ["--epochs", "2", "--samples", "5", "--variables", "4", "--categories", "3"]
+
+
+@pytest.fixture(autouse=True)
+def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles that look up the captured streams anew, a width that does not depend on the terminal."""
+    monkeypatch.setattr(cli, "out", Console(highlight=False, width=100))
+    monkeypatch.setattr(cli, "notes", Console(stderr=True, highlight=False, width=100))
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], tuple[str, str]]:
+    def read() -> tuple[str, str]:
+        captured = capsys.readouterr()
+        return captured.out, captured.err
+
+    return read
+
+
+def igr_command(*arguments: object) -> int:
+    try:
+        cli.main([str(a) for a in arguments])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def results(folder: Path) -> dict[str, tuple[dict[str, torch.Tensor], list[dict[str, float]]]]:
+    """Weights and metrics of every run, without what depends on the clock."""
+    found = {}
+    for path in sorted((folder / "runs").iterdir()):
+        rows = RunFolder(path).metrics()
+        for row in rows:
+            del row["seconds"]
+        found[path.name] = (RunFolder(path).weights(), rows)
+    return found
+
+
+def assert_same_results(a: Path, b: Path) -> None:
+    left, right = results(a), results(b)
+    assert left.keys() == right.keys()
+    for name, (weights, rows) in left.items():
+        assert rows == right[name][1]
+        assert all(torch.equal(weights[k], right[name][0][k]) for k in weights)
+
+
+# What it does
+
+
+def test_vae_leaves_a_complete_folder(tmp_path: Path, said: Callable[[], tuple[str, str]]) -> None:
+    folder = tmp_path / "sweep"
+    sweep = ["--family", "igr-i", "--family", "gs", "--temperature", 0.5, "--seeds", 2]
+    assert igr_command("vae", *sweep, *QUICK, "--held-out", 100, "--out", folder) == 0
+    out, err = said()
+    assert "igr-i" in out
+    assert "gs" in out
+    assert "Traceback" not in err
+    names = {f"{family}-t0.5-s{seed}" for family in ("igr-i", "gs") for seed in (0, 1)}
+    assert {p.name for p in (folder / "runs").iterdir()} == names
+    for name in names:
+        run = folder / "runs" / name
+        assert {p.name for p in run.iterdir()} == {
+            "config.json",
+            "versions.json",
+            "metrics.csv",
+            "weights.safetensors",
+            "evaluation.json",
+            "held-out.json",
+            "reconstructions.png",
+            "samples.png",
+            "curve.png",
+        }
+        assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
+        assert list(pd.read_csv(run / "metrics.csv")["epoch"]) == [1, 2]
+        assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(folder / "results.csv")
+    assert set(table["run"]) == names
+    assert (
+        table[["bound", "released_estimate", "held_out_bound", "train_seconds"]].notna().all().all()
+    )
+    assert (folder / "curves.png").exists()
+
+    # Going on with what is finished changes nothing.
+    before = results(folder), table
+    assert igr_command("vae", *sweep, *QUICK, "--held-out", 100, "--out", folder, "--resume") == 0
+    assert results(folder).keys() == before[0].keys()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "results.csv"), table)
+
+    said()
+    assert igr_command("evaluate", folder, "--samples", 3, "--limit", 20) == 0
+    assert "20 test images" in said()[0]
+    assert igr_command("evaluate", folder / "runs" / "gs-t0.5-s1", "--samples", 3) == 0
+    assert "297 test images" in said()[0]
+    assert (
+        json.loads((folder / "runs/gs-t0.5-s1/evaluation-first-20.json").read_text())["samples"]
+        == 3
+    )
+
+
+def test_demo_compares_and_names_pictures_that_are_there(
+    tmp_path: Path, said: Callable[[], tuple[str, str]]
+) -> None:
+    folder = tmp_path / "demo"
+    quick = ["demo", "--seeds", 1, "--samples", 5, "--out", folder]
+    assert igr_command(*quick, "--epochs", 2) == 0
+    out, _ = said()
+    for expected in (
+        "temperature",
+        "bound",
+        "m = 5",
+        "released",
+        "time",
+        "igr-i",
+        "gs",
+        "ahead by",
+    ):
+        assert expected in out
+    named = re.findall(r"\S+\.png", out)
+    assert len(named) == 3
+    assert all(Path(name).exists() for name in named)
+    (folder / "mine.txt").write_text("the user's own")
+    assert (
+        igr_command("demo", "--epochs", 1, "--seeds", 1, "--out", folder) == 2
+    )  # no room for a new one
+    (folder / "mine.txt").unlink()
+    assert igr_command(*quick, "--epochs", 1) == 0
+    assert len(RunFolder(folder / "runs" / "gs-t0.1-s0").metrics()) == 1
+
+
+def group(family: str, bounds: list[float]) -> cli.Group:
+    config = RunConfig(family=family)
+    rows = [
+        cli.Row(
+            RunFolder(Path()), config, {"bound": b, "released_estimate": b, "elbo": b}, None, 1.0
+        )
+        for b in bounds
+    ]
+    return cli.Group(rows)
+
+
+@pytest.mark.parametrize(
+    "igr_bounds, gs_bounds, expected",
+    [
+        ([-10.0, -10.1], [-12.0, -12.1], "igr-i is better by 2.00 nats"),
+        ([-12.0, -12.1], [-10.0, -10.1], "gs is better by 2.00 nats"),
+        ([-10.0, -12.0], [-10.5, -12.5], "too close to tell"),
+        ([-12.0], [-10.0], "gs is ahead by 2.00 nats, on one seed"),
+        ([float("nan")], [-10.0], "diverged"),
+    ],
+)
+def test_the_claim_follows_the_numbers(
+    igr_bounds: list[float], gs_bounds: list[float], expected: str
+) -> None:
+    assert expected in cli.verdict(group("igr-i", igr_bounds), group("gs", gs_bounds))
+
+
+def test_version_and_help(said: Callable[[], tuple[str, str]]) -> None:
+    assert igr_command("--version") == 0
+    assert said()[0] == f"igr {igr.__version__}\n"
+    assert igr_command() == 0
+    assert "demo" in said()[0]
+    assert igr_command("vae", "--help") == 0
+
+
+# Interruptions
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "sweep"
+    assert (
+        igr_command("vae", *QUICK, "--temperature", 0.2, "--temperature", 0.4, "--out", folder) == 0
+    )
+    return folder
+
+
+def vae(folder: Path, *more: str) -> int:
+    return igr_command(
+        "vae", *QUICK, "--temperature", 0.2, "--temperature", 0.4, "--out", folder, *more
+    )
+
+
+def at_step(number: int, action: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `action` called in the midst of the training step of that number."""
+    step, calls = StackTrainer.step, 0
+
+    def interrupted(self: StackTrainer, *arguments: torch.Tensor) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            action()
+        return step(self, *arguments)
+
+    monkeypatch.setattr(StackTrainer, "step", interrupted)
+
+
+def test_ctrl_c_keeps_what_is_finished(
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], tuple[str, str]],
+) -> None:
+    folder = tmp_path / "sweep"
+    with monkeypatch.context() as patch:
+        at_step(20, lambda: signal.raise_signal(signal.SIGINT), patch)
+        assert vae(folder) == 130
+    _, err = said()
+    assert "stopped after epoch 1; go on with the same command and --resume" in err.splitlines()[-1]
+    assert igr_command("evaluate", folder) == 2
+    assert "--resume" in said()[1]
+    assert vae(folder) == 2
+    assert vae(folder, "--resume") == 0
+    assert_same_results(folder, whole)
+
+
+def test_a_demo_stopped_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], tuple[str, str]]
+) -> None:
+    folder = tmp_path / "demo"
+    command = ["demo", "--seeds", 1, "--epochs", 2, "--samples", 2, "--out", folder]
+    with monkeypatch.context() as patch:
+        at_step(20, lambda: signal.raise_signal(signal.SIGINT), patch)
+        assert igr_command(*command) == 130
+    assert "the same command goes on" in said()[1].splitlines()[-1]
+    steps, step = [], StackTrainer.step
+
+    def counted(self: StackTrainer, *arguments: torch.Tensor) -> object:
+        steps.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(StackTrainer, "step", counted)
+    monkeypatch.setattr(cli, "finish_sweep", fail_with(KeyboardInterrupt))
+    assert igr_command(*command) == 130
+    # 13 steps an epoch, two epochs, two families: all but the first epoch of the first.
+    assert len(steps) == 3 * 13
+
+
+def fail_with(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("step", [1, 20])
+def test_killed_it_goes_on_to_the_same_end(
+    tmp_path: Path, whole: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "sweep"
+    child = os.fork()
+    if child == 0:
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL), monkeypatch)
+        vae(folder)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert vae(folder, "--resume") == 0
+    assert_same_results(folder, whole)
+
+
+# Refusals
+
+
+def truncated_mnist(folder: Path) -> dict[str, str]:
+    mnist = folder / "mnist"
+    mnist.mkdir()
+    for part in ("train", "t10k"):
+        for what in ("images-idx3", "labels-idx1"):
+            content = gzip.compress(bytes(1000))
+            (mnist / f"{part}-{what}-ubyte.gz").write_bytes(content[: len(content) // 2])
+    return {"IGR_DATA": str(folder)}
+
+
+def occupied(folder: Path) -> dict[str, str]:
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.tex").write_text("precious")
+    return {}
+
+
+def other_sweep(folder: Path) -> dict[str, str]:
+    SweepFolder.open(folder / "out", SweepConfig(epochs=7), resume=False)
+    return {}
+
+
+def other_format(folder: Path) -> dict[str, str]:
+    SweepFolder.open(folder / "out", SweepConfig(), resume=False)
+    (folder / "out" / "config.json").write_text('{"format": 99}')
+    return {}
+
+
+def broken_json(folder: Path) -> dict[str, str]:
+    SweepFolder.open(folder / "out", SweepConfig(), resume=False)
+    (folder / "out" / "config.json").write_text('{"format": 1, "dat')
+    return {}
+
+
+def a_file(folder: Path) -> dict[str, str]:
+    (folder / "out").write_text("no folder")
+    return {}
+
+
+def nothing(folder: Path) -> dict[str, str]:
+    return {}
+
+
+REFUSALS = {
+    "unknown data set": (nothing, "vae --dataset minst", "minst.*mnist"),
+    "unknown family": (nothing, "vae --family igri", "did you mean 'igr-i'"),
+    "unknown architecture": (nothing, "vae --architecture linaer", "did you mean 'linear'"),
+    "unknown option": (nothing, "vae --temprature 1", "No such option"),
+    "unknown command": (nothing, "vea", "No such command"),
+    "no number": (nothing, "vae --temperature warm", "temperature"),
+    "temperature zero": (
+        nothing,
+        "vae --temperature 0",
+        "temperature: expected a positive finite number, got 0",
+    ),
+    "temperature negative": (nothing, "vae --temperature=-1", "temperature: expected a positive"),
+    "temperature nan": (nothing, "vae --temperature nan", "temperature: expected a positive"),
+    "temperature infinite": (nothing, "vae --temperature inf", "temperature: expected a positive"),
+    "temperature twice": (nothing, "vae --temperature 1 --temperature 1.0", "given twice"),
+    "family twice": (nothing, "vae --family gs --family gs", "given twice"),
+    "no epochs": (nothing, "vae --epochs 0", "epochs: expected a whole number of at least 1"),
+    "no seeds": (nothing, "vae --seeds 0", "seeds"),
+    "no samples": (nothing, "vae --samples 0", "samples"),
+    "learning rate": (nothing, "vae --lr -1", "lr: expected a positive"),
+    "one category": (nothing, "vae --categories 1", "at least 2"),
+    "batch too large": (nothing, "vae --batch-size 1501", "batch-size: expected at most the 1500"),
+    "too many held out": (nothing, "vae --held-out 1500", "held-out"),
+    "threads": (nothing, "vae --threads -2", "threads"),
+    "device": (nothing, "vae --device quantum", "device"),
+    "truncated file": (truncated_mnist, "vae --dataset mnist", "cut short"),
+    "no folder of data": (nothing, "vae --dataset mnist", "IGR_DATA"),
+    "occupied folder": (occupied, "vae", "not empty"),
+    "nothing to resume": (occupied, "vae --resume", "no sweep"),
+    "another configuration": (other_sweep, "vae --resume", "epochs 7, not 100"),
+    "another format": (other_format, "vae --resume", "another version"),
+    "broken configuration": (broken_json, "vae --resume", "damaged"),
+    "a file": (a_file, "vae", "is a file"),
+    "a sweep is there": (other_sweep, "vae", "--resume"),
+    "evaluate nothing": (nothing, "evaluate nowhere", "no folder"),
+    "evaluate too early": (other_sweep, "evaluate out", "not"),
+    "evaluate limit": (other_sweep, "evaluate out --limit 0", "limit"),
+    "evaluate another folder": (occupied, "evaluate out", "holds no runs"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_it_refuses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], tuple[str, str]]
+) -> None:
+    prepare, arguments, expected = REFUSALS[name]
+    monkeypatch.chdir(tmp_path)
+    if "mnist" in arguments:
+        monkeypatch.setenv("IGR_DATA", str(tmp_path / "nowhere"))
+    for variable, value in prepare(tmp_path).items():
+        monkeypatch.setenv(variable, value)
+    before = sorted(tmp_path.rglob("*"))
+    more = ["--out", "out"] if arguments.startswith("vae") else []
+    assert igr_command(*arguments.split(), *more) == 2
+    out, err = said()
+    assert out == ""
+    assert err.startswith("igr: ")
+    assert len(err.splitlines()) == 1
+    assert re.search(expected, err), err
+    # Nothing is left of it but, where there was a folder, its lock.
+    assert [p for p in sorted(tmp_path.rglob("*")) if p.name != ".lock"] == [
+        p for p in before if p.name != ".lock"
+    ]
+
+
+def test_a_compiler_that_does_not_work_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Callable[[], tuple[str, str]]
+) -> None:
+    def broken(function: object) -> None:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert igr_command("vae", *QUICK, "--compile", "--out", str(tmp_path / "out")) == 2
+    _, err = said()
+    assert err.startswith("igr: compile: torch.compile does not work here")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written(said: Callable[[], tuple[str, str]]) -> None:
+    assert igr_command("vae", *QUICK, "--out", "/dev/null/out") == 2
+    assert said()[1].splitlines()[-1].startswith("igr: cannot create folder /dev/null/out")
+
+
+@pytest.mark.parametrize("allowed", [0, 3, 8, 12])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    allowed: int,
+    tmp_path: Path,
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    said: Callable[[], tuple[str, str]],
+) -> None:
+    folder, calls = tmp_path / "sweep", 0
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2 * allowed:  # the file, then its folder
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert vae(folder) == 2
+    last = said()[1].splitlines()[-1]
+    assert last.startswith("igr: cannot write")
+    assert "No space left on device" in last
+    assert not list(folder.rglob("*.tmp"))
+    assert vae(folder, "--resume") == 0
+    assert_same_results(folder, whole)
+
+
+# Records
+
+
+@pytest.mark.parametrize("stage", ["open", "write", "fsync", "replace"])
+def test_a_failed_write_leaves_the_old_content(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file.json"
+    write_atomically(path, "old")
+
+    def fail(*_: object, **__: object) -> object:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full(io.BytesIO):
+        write = fail  # type: ignore[assignment]
+
+    with monkeypatch.context() as patch:
+        if stage == "open":
+            patch.setattr(Path, "open", fail)
+        elif stage == "write":
+            patch.setattr(Path, "open", lambda *_: Full())
+        elif stage == "fsync":
+            patch.setattr(os, "fsync", fail)
+        else:
+            patch.setattr(Path, "replace", fail)
+        with pytest.raises(RecordError, match=r"cannot write .*file.json: No space left"):
+            write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_configurations_survive_json() -> None:
+    sweep = SweepConfig(families=("gs", "igr-i"), temperatures=(0.1, 1.0), seeds=2, lr=1e-3)
+    assert SweepConfig.from_dict(json.loads(json.dumps(sweep.to_dict()))) == sweep
+    for run in sweep.runs():
+        assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    assert len({run.name for run in sweep.runs()}) == 8
+    with pytest.raises(ConfigError, match="another version"):
+        RunConfig.from_dict({"colour": "red"})
+
+
+def test_damaged_weights_are_named(whole: Path, tmp_path: Path) -> None:
+    run = next((whole / "runs").iterdir())
+    content = (run / "weights.safetensors").read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"\xff" * 100):
+        (tmp_path / "weights.safetensors").write_bytes(damaged)
+        with pytest.raises(RecordError, match=r"weights\.safetensors"):
+            RunFolder(tmp_path).weights()

@@ -1,0 +1,324 @@
+"""`igr reproduce` from end to end at the smallest scale, and its page; what users can get wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from igr.experiments import cli
+from igr.experiments.paper import figures, specs
+from igr.experiments.paper import plan as reproduce
+from igr.experiments.paper.plan import Options, make_plan
+from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
+from igr.experiments.runs import sweep
+from igr.experiments.training.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of everything at the scale smoke, and what was printed."""
+    root = tmp_path_factory.mktemp("smoke")
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        console = cli.cli_reproduce._out
+        patch.setattr(
+            console, "print", lambda *args, **kwargs: printed.append(_render(console, *args))
+        )
+        cli.main(["reproduce", "all", "--scale", "smoke", "--out", str(root)])
+    return root, "\n".join(printed)
+
+
+def _render(console, *args):
+    with console.capture() as captured:
+        type(console).print(console, *args, soft_wrap=True)
+    return captured.get()
+
+
+class TestSmoke:
+    def test_every_row_has_a_number_beside_the_papers(self, smoke):
+        _, printed = smoke
+        for table in TABLES.values():
+            for row in table.rows:
+                lines = [
+                    line for line in printed.splitlines() if line.strip().startswith(row.label)
+                ]
+                assert lines, row.label
+                for dataset, (mean, spread) in row.paper.items():
+                    assert dataset in table.columns
+                    assert any(f"{mean:.2f} ± {spread:.2f}" in line for line in lines)
+        for word in ("not available", "not run", "diverged"):
+            assert word not in printed
+
+    def test_figures_are_drawn_twice_each(self, smoke):
+        root, _ = smoke
+        for name in FIGURES:
+            png, svg = (root / "figures" / "smoke" / f"{name}.{kind}" for kind in ("png", "svg"))
+            assert png.read_bytes().startswith(b"\x89PNG")
+            assert "<svg" in svg.read_text()
+
+    def test_records_are_read_by_pandas(self, smoke):
+        root, _ = smoke
+        cells = pd.read_csv(root / "cells.csv")
+        runs = pd.read_csv(root / "results.csv")
+        assert set(cells["family"]) == {"igr-i", "igr-planar", "igr-sb", "igr-sb-sharp", "gs"}
+        assert cells["bound"].notna().all()
+        assert runs["seconds_per_epoch"].gt(0).all()
+
+    def test_a_second_time_nothing_is_run(self, smoke, monkeypatch):
+        root, _ = smoke
+
+        def never(*args, **kwargs):
+            raise AssertionError("run again")
+
+        monkeypatch.setattr(sweep, "train_stack", never)
+        monkeypatch.setattr(figures.FigureJob, "_fitted", never)
+        pictures = {path: path.read_bytes() for path in root.glob("figures/*/*.png")}
+        cli.main(["reproduce", "all", "--scale", "smoke", "--out", str(root)])
+        assert pictures == {path: path.read_bytes() for path in pictures}
+
+    def test_page_is_self_contained_and_complete(self, smoke):
+        root, _ = smoke
+        cli.main(["report", str(root)])
+        page = (root / "report.html").read_text()
+        for attribute in re.findall(r'(?:src|href)="([^"]*)"', page):
+            assert attribute.startswith(("#", "data:image/png;base64,")), attribute
+        for target in re.findall(r'href="#([^"]*)"', page):
+            assert f'id="{target}"' in page, target
+        assert page.count("data:image/png") == len(FIGURES)
+        for table in TABLES.values():
+            for row in table.rows:
+                for mean, spread in row.paper.values():
+                    assert f"{mean:.2f} ± {spread:.2f}" in page
+        assert "Not run" not in page
+        assert 'name="viewport"' in page
+
+
+class TestPlan:
+    def test_rows_and_data_sets_are_selected(self):
+        plan = make_plan(["table1"], "full", Options(rows=("igr-i",), datasets=("mnist",), seeds=1))
+        ((entry, cell),) = plan.entries
+        assert (entry.row.name, entry.column.dataset) == ("igr-i", "mnist")
+        assert cell.final(1e-3, 0.1).config.seeds == 1
+        assert cell.scale.epochs == 100
+        assert len(cell.temperatures) == 10
+
+    def test_full_scale_is_the_papers_protocol(self):
+        ((_, cell),) = make_plan(
+            ["table1"], "full", Options(rows=("gs",), datasets=("mnist",))
+        ).entries
+        for candidate in cell.candidates():
+            assert candidate.config.held_out == 10_000
+            assert candidate.config.train_images == 0
+            assert candidate.scorings[0].samples == 100
+        final = cell.final(3e-4, 0.5)
+        assert (final.config.seeds, final.config.held_out) == (5, 0)
+        assert final.scorings[0] == sweep.Scoring(held_out=False, images=0, samples=1000)
+        assert final.config.num_variables * final.config.num_categories == 200
+
+    def test_the_same_cell_of_two_tables_is_run_once(self):
+        jobs = make_plan(["table3", "table4"], "full", Options()).jobs()
+        names = [job.name for job in jobs]
+        assert len(names) == len(set(names))
+        assert len(names) == 15 + 2
+
+    def test_the_first_figures_cells_are_table_ones(self):
+        table = {job.name for job in make_plan(["table1"], "full", Options()).jobs()}
+        figure = {job.name for job in make_plan(["figure2"], "full", Options()).jobs()}
+        assert figure
+        assert figure <= table
+
+    def test_errata_that_rows_name_are_known(self):
+        for table in TABLES.values():
+            for row in table.rows:
+                assert {*table.errata, *row.errata} <= set(ERRATA)
+        for figure in FIGURES.values():
+            assert set(figure.errata) <= set(ERRATA)
+
+    def test_a_model_that_is_not_there_is_shown_as_such(self, tmp_path, monkeypatch, capsys):
+        row = Row("future", "A future model", {"family": "from-tomorrow"})
+        table = dataclasses.replace(TABLES["table2"], rows=(row,))
+        monkeypatch.setattr(reproduce, "TABLES", {"table2": table})
+        plan = make_plan(["table2"], "smoke", Options())
+        assert plan.jobs() == []
+        (entry,) = plan.finished(tmp_path)
+        cli.cli_reproduce._print_table([entry])
+        cli.cli_reproduce._footnotes([entry])
+        printed = capsys.readouterr().out
+        assert "not available" in printed
+        assert "from-tomorrow" in printed
+
+    def test_unknown_rows_are_refused(self):
+        with pytest.raises(ConfigError, match="did you mean 'igr-planar'"):
+            make_plan(["table1"], "full", Options(rows=("igr-plana",)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "did you mean 'table"),
+        (["table1", "--scale", "huge"], "scale: expected one of smoke, short, full"),
+        (["table1", "--dataset", "minst"], "did you mean 'mnist'"),
+        (["table1", "--row", "gumbel"], "row: expected one of"),
+        (["table1", "--temperature", "0"], "temperature: expected a positive finite number, got 0"),
+        (["table1", "--temperature", "-0.5"], "temperature: expected a positive finite number"),
+        (["table1", "--seeds", "0"], "seeds: expected a whole number of at least 1"),
+        (["table1", "--lr", "0.1", "--lr", "0.1"], "lr: given twice"),
+        (["table2", "--dataset", "omniglot"], "nothing to run"),
+        (["table1", "--engine", "rays"], "did you mean 'ray'"),
+        (["table1", "--workers", "-1"], "workers: expected a whole number"),
+    ],
+)
+def test_what_users_get_wrong_is_one_line(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["reproduce", "--scale", "smoke", *arguments, "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["reproduce", "report"])
+def test_records_of_another_version_are_one_line(command, tmp_path, capsys):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "old.json").write_text(json.dumps({"format": 0, "name": "old"}))
+    words = {"reproduce": ["reproduce", "table1", "--out", str(tmp_path)]}
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words.get(command, ["report", str(tmp_path)]))
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert "written by another version of igr" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_a_report_of_nothing_is_one_line(make, tmp_path, capsys):
+    folder = tmp_path / "empty"
+    if make:
+        folder.mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", str(folder)])
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_ray_that_is_not_installed_is_one_line(tmp_path, capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(
+            ["reproduce", "figure4", "--scale", "smoke", "--engine", "ray", "--out", str(tmp_path)]
+        )
+    assert stopped.value.code == 2
+    assert "pip install 'igr[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_leaves_the_same_records(tmp_path):
+    pytest.importorskip("ray")
+    common = ["reproduce", "table2", "figure4", "--scale", "smoke", "--row", "gs"]
+    for engine in ("local", "ray"):
+        cli.main([*common, "--engine", engine, "--out", str(tmp_path / engine)])
+    (ours,), (theirs,) = (sweep.read_cells(tmp_path / engine) for engine in ("local", "ray"))
+    for mine, other in zip(ours["runs"], theirs["runs"], strict=True):
+        assert mine["bound"] == other["bound"]
+
+
+@pytest.mark.slow
+def test_worker_processes_leave_the_same_records(tmp_path):
+    common = ["reproduce", "table2", "--scale", "smoke"]
+    for workers in ("1", "2"):
+        cli.main([*common, "--workers", workers, "--out", str(tmp_path / workers)])
+    one, two = (sweep.read_cells(tmp_path / workers) for workers in ("1", "2"))
+    assert [c["runs"][0]["bound"] for c in one] == [c["runs"][0]["bound"] for c in two]
+
+
+def _entry(row: str, seconds: float, **scale: object) -> reproduce.Entry:
+    table = TABLES["table1"]
+    record = {
+        "scale": {"name": "short", "epochs": 5, "train_images": 0, **scale},
+        "runs": [{"seconds_per_epoch": seconds, "side_by_side": 2}],
+    }
+    found = next(each for each in table.rows if each.name == row)
+    return reproduce.Entry(table, found, specs.COLUMNS["mnist"], record)
+
+
+def test_times_are_compared_where_the_set_up_is_the_same():
+    entries = [_entry("igr-i", 1.1), _entry("igr-planar", 1.3), _entry("gs", 1.0)]
+    entries += [_entry("gs+sl", 9.0), _entry("igr-sb", 9.0, epochs=7), _entry("gs", 9.0, epochs=1)]
+    (timing,) = reproduce.timings(entries)
+    ratios = {entry.row.name: round(timing.ratio(entry), 6) for entry in timing.entries}
+    assert ratios == {"igr-i": 1.1, "igr-planar": 1.3, "gs": 1.0}
+
+
+def test_the_most_complete_record_is_shown():
+    def record(**changes):
+        full = {"name": "full", "stand_in": None, "epochs": 100, "train_images": 0}
+        scale = {**full, "test_images": 0, "temperatures": [0.1], "lrs": [1e-3], **changes}
+        return {"scale": scale, "runs": [{}] * 5}
+
+    in_order = [
+        record(stand_in="digits"),
+        record(name="short", train_images=10_000),
+        record(name="full", epochs=5),
+        record(test_images=500),
+        record(),
+        record(temperatures=[0.1, 0.5]),
+    ]
+    shuffled = random.Random(0).sample(in_order, len(in_order))
+    assert sorted(shuffled, key=reproduce._worth) == in_order
+
+
+def test_scales_are_in_order():
+    assert list(SCALES) == ["smoke", "short", "full"]
+    assert specs.SCALES["full"].seeds == 5
+
+
+class TestFits:
+    @pytest.mark.parametrize(
+        ("family", "how", "target"),
+        [
+            ("igr-i", "hard", "ten-categories"),
+            ("igr-i", "mean", "ten-categories"),
+            ("igr-sb-sharp", "hard", "binomial-12-0.3"),
+            ("countable", "hard", "negative-binomial-50-0.6"),
+            ("countable-paper", "mean", "poisson-50"),
+            ("gs", "hard", "ten-categories"),
+            ("gs", "mean", "binomial-12-0.3"),
+        ],
+    )
+    def test_descent_brings_them_closer(self, family, how, target):
+        import torch
+
+        wanted = figures.TARGETS[target]
+        fit = figures.FITS[family](wanted, specs.Approximation("", family, how, 0.25))
+        fit.lr = 0.1
+        probs = wanted.probs(wanted.size or 400)
+        padded = torch.nn.functional.pad(probs, (0, 400 - len(probs)))
+
+        def distance():
+            with torch.no_grad():
+                p = torch.bincount(fit.draw(4000), minlength=400) / 4000
+                return 0.5 * (p - padded).abs().sum().item()
+
+        before = distance()
+        fit.descend(100, lambda: None)
+        assert distance() < 0.4 * before
+
+    def test_targets_sum_to_one(self):
+        for target in figures.TARGETS.values():
+            assert abs(float(target.probs(target.size or 400).sum()) - 1) < 1e-6
+
+    def test_negative_binomial_has_the_papers_mean(self):
+        import torch
+
+        p = figures.TARGETS["negative-binomial-50-0.6"].probs(400)
+        mean = float((p * torch.arange(400)).sum())
+        assert mean == pytest.approx(50 * 0.4 / 0.6)

@@ -1,0 +1,430 @@
+"""Sweeps and cells: what is chosen, that nothing is run twice, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from igr.experiments import cli, data
+from igr.experiments.data import DataError
+from igr.experiments.paper.specs import COLUMNS, TABLES, Scale
+from igr.experiments.runs import sweep
+from igr.experiments.runs.records import RecordError
+from igr.experiments.runs.sweep import Busy, Cell, Context, Scoring, Sweep
+from igr.experiments.training import trainer as train
+from igr.experiments.training.config import ConfigError
+from igr.experiments.training.trainer import Interrupted, StopRequest
+
+SCALE = Scale(
+    "tiny",
+    "",
+    temperatures=(0.1, 1.0),
+    lrs=(1e-3, 1e-2),
+    seeds=2,
+    epochs=3,
+    train_images=120,
+    held_out=20,
+    test_images=10,
+    choice_samples=5,
+    samples=10,
+    stand_in="digits",
+)
+
+
+class Silent:
+    """A reporter that tells nobody."""
+
+    def begin(self, part: str, units: float) -> None: ...
+    def note(self, part: str, text: str) -> None: ...
+    def advance(self, part: str, units: float) -> None: ...
+    def skip(self, part: str, units: float) -> None: ...
+    def finish(self, part: str) -> None: ...
+
+
+def tiny(**settings: object) -> Cell:
+    """A cell of two temperatures, two learning rates and two seeds on a few digits."""
+    return Cell("mnist", {"family": "igr-i", **settings}, SCALE, SCALE.temperatures, SCALE.lrs)
+
+
+def context(root: Path) -> Context:
+    return Context(root, Silent(), StopRequest())
+
+
+def run(root: Path, *jobs: sweep.Job) -> None:
+    sweep.work(jobs, context(root), pause=0.05)
+
+
+def records(root: Path) -> dict[str, object]:
+    """Everything that is left on disk, without times and without what a later process would tidy up."""
+
+    def without_times(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: without_times(v) for k, v in value.items() if "seconds" not in k}
+        return [without_times(v) for v in value] if isinstance(value, list) else value
+
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_dir() or path.name.endswith((".lock", ".tmp")):
+            continue
+        if path.suffix == ".json":
+            found[name] = without_times(json.loads(path.read_text()))
+        elif path.suffix == ".csv":
+            table = pd.read_csv(path).filter(regex="^(?!.*seconds)")
+            found[name] = table.astype(object).fillna("").to_dict("list")
+        else:
+            # The header's order is arbitrary; the numbers must be the same to the last bit.
+            tensors = safetensors.torch.load(path.read_bytes())
+            found[name] = {key: value.numpy().tobytes() for key, value in tensors.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the tiny cell has been run, never disturbed."""
+    root = tmp_path_factory.mktemp("done")
+    run(root, tiny())
+    sweep.write_tables(root)
+    return root
+
+
+class TestCell:
+    def test_chooses_the_best_bound_on_held_out_images(self, done):
+        record = sweep.read_cells(done)[0]
+        best = max(record["candidates"], key=lambda c: c["held_out_bound"])
+        assert len(record["candidates"]) == 4
+        assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
+        for candidate in tiny().candidates():
+            for result in candidate.results(done):
+                (score,) = result.scores.values()
+                assert score["images"] == 20
+                assert score["bound"] in [c["held_out_bound"] for c in record["candidates"]]
+
+    def test_reports_the_seeds_trained_anew_on_all_images(self, done):
+        record = sweep.read_cells(done)[0]
+        final = tiny().final(**record["chosen"])
+        assert final.config.held_out == 0
+        assert [run["seed"] for run in record["runs"]] == [0, 1]
+        for reported, result in zip(record["runs"], final.results(done), strict=True):
+            assert reported["bound"] == result.scores["test-first-10-m10"]["bound"]
+            assert (reported["images"], reported["samples"]) == (10, 10)
+
+    def test_candidates_train_without_the_held_out_images(self):
+        cell, train = tiny(), data.load("digits").train
+        images, held_out = sweep.split_images(cell.candidates()[0].config)
+        assert torch.equal(torch.cat([images, held_out]), train[:120])
+        assert len(held_out) == 20
+        assert torch.equal(sweep.split_images(cell.final(1e-3, 0.1).config)[0], train[:120])
+
+    def test_choosing_never_reads_the_test_images(self, tmp_path, monkeypatch):
+        def test(self):
+            raise AssertionError("test images were read")
+
+        sweep._dataset.cache_clear()
+        monkeypatch.setattr(data.Dataset, "test", property(test))
+        for candidate in tiny().candidates():
+            candidate.complete(context(tmp_path), "choosing")
+        with pytest.raises(AssertionError, match="test images"):
+            run(tmp_path, tiny())
+        sweep._dataset.cache_clear()
+
+    def test_a_diverged_candidate_is_not_chosen(self, done, tmp_path):
+        import shutil
+
+        root = tmp_path / "copy"
+        shutil.copytree(done, root)
+        cell, record = tiny(), sweep.read_cells(done)[0]
+        cell.path(root).unlink()
+        for candidate in cell.candidates():
+            for result in candidate.results(root):
+                path = result.run.path / f"{candidate.scorings[0].name}.json"
+                score = json.loads(path.read_text())
+                if (result.config.lr, result.config.temperature) == tuple(
+                    record["chosen"].values()
+                ):
+                    path.write_text(json.dumps({**score, "bound": math.nan}))
+        run(root, cell)
+        others = [
+            c
+            for c in record["candidates"]
+            if {k: c[k] for k in record["chosen"]} != record["chosen"]
+        ]
+        best = max(others, key=lambda c: c["held_out_bound"])
+        chosen = sweep.read_cells(root)[0]["chosen"]
+        assert chosen == {"lr": best["lr"], "temperature": best["temperature"]}
+
+    def test_one_candidate_leaves_nothing_to_choose(self):
+        cell = dataclasses.replace(tiny(), temperatures=(0.3,), lrs=(1e-3,))
+        assert cell.candidates() == []
+
+    def test_more_seeds_use_the_candidates_that_are_there(self):
+        more = dataclasses.replace(tiny(), scale=dataclasses.replace(SCALE, seeds=5))
+        assert more.name != tiny().name
+        assert [s.name for s in more.candidates()] == [s.name for s in tiny().candidates()]
+
+    @pytest.mark.parametrize("setting", [{"family": "nonsense"}, {"colour": "red"}])
+    def test_says_what_it_cannot_run(self, setting):
+        problem = tiny(**setting).problem()
+        assert problem is not None
+        assert next(iter(setting)) in problem or "colour" in problem
+
+    def test_the_curve_is_recorded(self, tmp_path):
+        cell = dataclasses.replace(tiny(), temperatures=(0.3,), lrs=(1e-3,), curve=True)
+        run(tmp_path, cell)
+        (final,) = (cell.final(1e-3, 0.3),)
+        for result in final.results(tmp_path):
+            curve = [row["test_elbo"] for row in result.metrics]
+            assert len(curve) == 3
+            assert all(math.isfinite(value) for value in curve)
+            assert (
+                abs(curve[-1] - result.metrics[-1]["elbo"]) < 10
+            )  # nats: train and test are alike
+
+    def test_the_curve_changes_no_weights(self, tmp_path):
+        plain = dataclasses.replace(tiny(), temperatures=(0.3,), lrs=(1e-3,))
+        with_curve = dataclasses.replace(plain, curve=True)
+        run(tmp_path, plain, with_curve)
+        weights = [
+            result.run.weights()
+            for cell in (plain, with_curve)
+            for result in cell.final(1e-3, 0.3).results(tmp_path)[:1]
+        ]
+        for name, value in weights[0].items():
+            assert torch.equal(value, weights[1][name])
+
+
+def test_every_row_of_every_table_can_be_run():
+    from igr.experiments.paper.specs import SCALES
+
+    problems = [
+        f"{cell.title}: {problem}"
+        for scale in SCALES.values()
+        for table in TABLES.values()
+        for row in table.rows
+        for column in table.columns
+        if (problem := (cell := sweep.cell_of(table, row, COLUMNS[column], scale)).problem())
+    ]
+    assert problems == []
+
+
+def test_tables_are_read_by_pandas(done):
+    runs, cells = pd.read_csv(done / "results.csv"), pd.read_csv(done / "cells.csv")
+    assert len(runs) == 4 + 2
+    assert runs["test_bound"].notna().sum() == 2
+    assert runs["held_out_bound"].notna().sum() == 4
+    (record,) = sweep.read_cells(done)
+    mean = sum(run["bound"] for run in record["runs"]) / 2
+    assert cells["bound"][0] == pytest.approx(mean)
+    assert cells["temperature"][0] == record["chosen"]["temperature"]
+
+
+def test_what_is_done_is_not_run_again(done, monkeypatch):
+    def train(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sweep, "train_stack", train)
+    run(done, tiny())
+
+
+def test_a_held_lock_is_passed_over_and_waited_for(tmp_path):
+    job = tiny()
+    with sweep.locked(tmp_path, job.name), pytest.raises(Busy):
+        job.run(context(tmp_path))
+
+
+def test_a_stop_keeps_what_was_finished(tmp_path):
+    here = context(tmp_path)
+
+    class StopLater(Silent):
+        steps = 0
+
+        def advance(self, part: str, units: float) -> None:
+            self.steps += 1
+            if self.steps == 2:
+                here.stop.requested = True
+
+    here.reporter = StopLater()
+    with pytest.raises(Interrupted):
+        sweep.work([tiny()], here)
+    assert list((tmp_path / "sweeps").glob("*/state/*.safetensors"))
+    run(tmp_path, tiny())
+    assert sweep.read_cells(tmp_path)
+
+
+def test_records_of_another_version_are_refused(done, tmp_path):
+    (tmp_path / "cells").mkdir()
+    path = tmp_path / "cells" / "a.json"
+    path.write_text(json.dumps({**sweep.read_cells(done)[0], "format": 99}))
+    with pytest.raises(RecordError, match="another version"):
+        sweep.read_cells(tmp_path)
+
+
+class TestGrid:
+    def test_every_combination(self):
+        sweeps = sweep.grid(
+            {
+                "family": ["igr-i", "gs"],
+                "lr": [1e-3, 1e-2],
+                "temperature": [0.1, 0.5],
+                "seeds": [3],
+            },
+            samples=10,
+        )
+        assert len(sweeps) == 4
+        assert all(len(each.config.runs()) == 6 for each in sweeps)
+        assert len({each.name for each in sweeps}) == 4
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (["temperature=0.1,-1"], "temperature: expected a positive finite number, got -1"),
+            (["temperature=0.1,0"], "temperature: expected a positive finite number, got 0"),
+            (["temperature=warm"], "temperature: expected a number, got 'warm'"),
+            (["temprature=0.1"], "temprature: no such setting"),
+            (["epochs=1.5"], "epochs: expected a whole number"),
+            (["family=igr-j"], "did you mean 'igr-i'"),
+            (["lr=1e-3,1e-3"], "lr: given twice"),
+            (["lr"], "expected NAME=VALUE"),
+            (["lr=1", "lr=2"], "lr: given twice"),
+            (["seeds=1,2"], "seeds: expected one number"),
+            (["seed=1"], "seed: no such setting"),
+            (["dataset=mnits"], "did you mean 'mnist'"),
+        ],
+    )
+    def test_bad_grids_get_one_line(self, settings, message, tmp_path, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["sweep", *settings, "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2
+        assert message in error
+        assert len(error.splitlines()) == 1
+        assert not list(tmp_path.glob("out/sweeps/*"))
+
+    def test_command(self, tmp_path, capsys):
+        arguments = ["sweep", "temperature=0.1,0.5", "epochs=1", "train_images=100", "lr=1e-3,1e-2"]
+        options = ["--samples", "5", "--test-images", "5", "--out", str(tmp_path)]
+        cli.main([*arguments, *options])
+        printed = capsys.readouterr().out
+        assert "temperature" in printed
+        assert "lr" in printed
+        rows = pd.read_csv(tmp_path / "results.csv")
+        assert len(rows) == 4
+        assert sorted(set(rows["lr"])) == [0.001, 0.01]
+
+
+def test_a_data_set_that_is_too_small_is_named(tmp_path):
+    config = dataclasses.replace(tiny().final(1e-3, 0.1).config, train_images=5000)
+    with pytest.raises(ConfigError, match="train-images: expected at most the 1500 of digits"):
+        run(tmp_path, Sweep(config, (Scoring(False, 5, 5),)))
+
+
+def test_missing_data_lose_nothing(done, tmp_path, monkeypatch):
+    monkeypatch.setenv("IGR_DATA", str(tmp_path / "nowhere"))
+    before = records(done)
+    cell = dataclasses.replace(tiny(), scale=dataclasses.replace(SCALE, stand_in=None))
+    sweep._dataset.cache_clear()
+    with pytest.raises(DataError, match="IGR_DATA"):
+        run(done, tiny(), cell)
+    assert records(done) == before
+
+
+def _work(root: Path) -> None:
+    """What the processes below do, saving after every epoch: so short a run would else never save."""
+    torch.set_num_threads(1)
+    train._SAVING_SHARE = math.inf
+    run(root, tiny())
+
+
+def _work_and_log(root: Path, log: Path) -> None:
+    """The same, noting which stacks this process trains."""
+    train_stack = sweep.train_stack
+
+    def noted(stack, *args, **kwargs):
+        with log.open("a") as file:
+            file.write(f"{stack.path.stem}\n")
+        train_stack(stack, *args, **kwargs)
+
+    sweep.train_stack = noted
+    _work(root)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Starts processes by forking one that has imported everything and computed nothing."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(
+        ["igr.experiments.runs.sweep", "torch._dynamo", "sklearn.datasets"]
+    )
+    return found
+
+
+KILLS_IN_A_ROUND = 5
+PATIENCE = 240.0  # seconds; a run of a second or two that takes longer hangs
+
+
+def finished(process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until a process ends of itself, and without an error."""
+    process.join(timeout=PATIENCE)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0
+
+
+@pytest.mark.parametrize("wanted_kills", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_the_records_are_the_same(done, tmp_path, processes, wanted_kills):
+    # The moments are spread over the time that the whole takes here. A round ends undisturbed after
+    # a few kills: how much a killed process had saved depends on the machine, the test's end must not.
+    wanted = records(done)
+    wanted = {k: v for k, v in wanted.items() if not k.endswith(("results.csv", "cells.csv"))}
+    for name in ("warm", "whole"):
+        start = time.monotonic()
+        process = processes.Process(target=_work, args=(tmp_path / name,))
+        process.start()
+        finished(process)
+        duration = time.monotonic() - start
+    moments = random.Random(wanted_kills)
+    kills = rounds = 0
+    while kills < wanted_kills and rounds < 2 * wanted_kills:
+        root = tmp_path / f"round-{rounds}"
+        rounds += 1
+        for _ in range(min(KILLS_IN_A_ROUND, wanted_kills - kills)):
+            process = processes.Process(target=_work, args=(root,))
+            process.start()
+            process.join(timeout=moments.uniform(0, 0.7 * duration))
+            process.kill()
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            kills += process.exitcode == -signal.SIGKILL
+        process = processes.Process(target=_work, args=(root,))
+        process.start()
+        finished(process)
+        found = records(root)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert found[name] == value, name
+        assert not list(root.rglob("*.tmp")), "temporary files were left"
+    assert kills == wanted_kills
+
+
+def test_two_processes_never_do_the_same_run(done, tmp_path, processes):
+    root, log = tmp_path / "shared", tmp_path / "log"
+    workers = [processes.Process(target=_work_and_log, args=(root, log)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        finished(worker)
+    trained = log.read_text().splitlines()
+    assert len(trained) == 3  # two learning rates, then the seeds
+    wanted = {k: v for k, v in records(done).items() if not k.endswith(".csv") or "runs/" in k}
+    assert records(root) == wanted
