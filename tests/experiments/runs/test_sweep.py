@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -18,7 +19,7 @@ import torch
 
 from igr.experiments import cli, data
 from igr.experiments.data import DataError
-from igr.experiments.paper.specs import COLUMNS, TABLES, Scale
+from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
 from igr.experiments.runs import sweep
 from igr.experiments.runs.records import RecordError
 from igr.experiments.runs.sweep import Busy, Cell, Context, Scoring, Sweep
@@ -202,6 +203,116 @@ class TestCell:
         ]
         for name, value in weights[0].items():
             assert torch.equal(value, weights[1][name])
+
+
+HALVING = dataclasses.replace(SCALE, epochs=10, rungs=CHOICES["halving"])
+
+
+def halved(**wishes: object) -> Cell:
+    """A cell of six temperatures and two learning rates that chooses by halving."""
+    scale = dataclasses.replace(HALVING, **wishes)
+    return Cell("mnist", {"family": "igr-i"}, scale, (0.05, 0.1, 0.3, 0.5, 1.0, 2.0), SCALE.lrs)
+
+
+@pytest.fixture(scope="module")
+def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where that cell has been run."""
+    root = tmp_path_factory.mktemp("halved")
+    run(root, halved())
+    return root
+
+
+class TestHalving:
+    def test_the_better_go_on_within_each_learning_rate(self, halved_once):
+        (record,) = sweep.read_cells(halved_once)
+        for lr in SCALE.lrs:
+            rungs = [
+                {
+                    c["temperature"]: c["held_out_bound"]
+                    for c in record["candidates"]
+                    if c["lr"] == lr and c["epochs"] == epochs
+                }
+                for epochs in (1, 3, 10)
+            ]
+            assert [len(rung) for rung in rungs] == [6, 2, 2]
+            for rung, following in itertools.pairwise(rungs):
+                worst = min(rung[t] for t in following)
+                assert sum(bound > worst for bound in rung.values()) < len(following)
+        best = max(
+            (c for c in record["candidates"] if c["epochs"] == 10),
+            key=lambda c: c["held_out_bound"],
+        )
+        assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
+        assert record["scale"]["rungs"] == [[0.1, 1 / 3], [0.3, 1 / 10]]
+
+    def test_runs_that_went_on_are_those_trained_at_once(self, halved_once, tmp_path):
+        (record,) = sweep.read_cells(halved_once)
+        plain = dataclasses.replace(halved(rungs=()), lrs=(1e-3,))
+        (candidates,) = plain.candidates()
+        run(tmp_path, candidates)
+        whole = {r.config.temperature: r for r in candidates.results(tmp_path)}
+        last = [
+            s
+            for s in halved().candidates(
+                lambda s, n: [
+                    c["temperature"]
+                    for c in record["candidates"]
+                    if c["lr"] == s.config.lr and c["epochs"] == 10
+                ]
+            )
+            if s.config.lr == 1e-3
+        ][-1]
+        for result in last.results(halved_once):
+            other = whole[result.config.temperature]
+            for name, value in result.run.weights().items():
+                torch.testing.assert_close(value, other.run.weights()[name], rtol=1e-3, atol=1e-5)
+            assert [row["elbo"] for row in result.metrics] == pytest.approx(
+                [row["elbo"] for row in other.metrics], rel=1e-4
+            )
+
+    def test_trains_only_what_is_new(self, halved_once, tmp_path, monkeypatch):
+        epochs = []
+        train_epoch = train.StackTrainer.train_epoch
+
+        def counted(self, *args):
+            epochs.append(len(self.runs))
+            return train_epoch(self, *args)
+
+        monkeypatch.setattr(train.StackTrainer, "train_epoch", counted)
+        run(tmp_path, halved())
+        assert sum(epochs) == 2 * (6 * 1 + 2 * 2 + 2 * 7) + 2 * 10
+        assert records(tmp_path) == records(halved_once)
+
+    def test_leaves_no_states(self, halved_once):
+        assert not list(halved_once.glob("sweeps/*/state/*.safetensors"))
+
+    def test_at_least_three_remain_before_the_end(self):
+        scale = dataclasses.replace(SCALES["full"])
+        ten = scale.temperatures
+        assert Cell("mnist", {}, scale, ten, (1e-4, 3e-4, 1e-3)).rungs() == [
+            (10, 4),
+            (30, 1),
+            (100, 1),
+        ]
+        assert Cell("mnist", {}, scale, ten, (1e-3,)).rungs() == [(10, 4), (30, 3), (100, 1)]
+
+    def test_both_shows_what_halving_would_have_chosen(self, halved_once, tmp_path):
+        cell = halved(rungs=CHOICES["both"])
+        run(tmp_path, cell)
+        (both,), (record,) = sweep.read_cells(tmp_path), sweep.read_cells(halved_once)
+        scored = {
+            (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"]
+            for c in both["candidates"]
+        }
+        assert len(scored) == 2 * 6 * 3
+        for c in record["candidates"]:
+            assert scored[c["lr"], c["temperature"], c["epochs"]] == pytest.approx(
+                c["held_out_bound"], rel=1e-4
+            )
+
+    def test_the_names_of_cells_that_choose_among_all_are_as_they_were(self):
+        assert "rungs" not in tiny().identity()["scale"]
+        assert halved().name != halved(rungs=()).name
 
 
 def test_every_row_of_every_table_can_be_run():

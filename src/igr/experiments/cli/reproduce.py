@@ -123,6 +123,13 @@ def reproduce_command(
         int | None, typer.Option(help="The first so many test images; 0: all.")
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Samples m of the reported bound.")] = None,
+    choose: Annotated[
+        str | None,
+        typer.Option(
+            help="halving (at full scale): compare candidates after a tenth and three tenths of the epochs, and go on"
+            " with the better; all: train all to the end; both: the latter, scored as the former would."
+        ),
+    ] = None,
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder of records; what is in it is not run again.")
     ] = Path("igr-reproduce"),
@@ -144,6 +151,7 @@ def reproduce_command(
         train_images=train_images,
         test_images=test_images,
         samples=samples,
+        choose=choose,
     )
     plan = reproduce.make_plan(what, scale, options)
     root = out_folder.expanduser()

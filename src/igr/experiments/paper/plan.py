@@ -13,6 +13,7 @@ from typing import Any
 from igr.experiments.paper import figures
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.specs import (
+    CHOICES,
     COLUMNS,
     FIGURES,
     SCALES,
@@ -62,6 +63,7 @@ class Options:
     train_images: int | None = None
     test_images: int | None = None
     samples: int | None = None
+    choose: str | None = None
 
     def check(self) -> None:
         """Raise ConfigError for what makes no sense, before anything runs."""
@@ -76,6 +78,8 @@ class Options:
             self._check_count(count, 0)
         for dataset in self.datasets:
             check_choice("dataset", dataset, COLUMNS)
+        if self.choose is not None:
+            check_choice("choose", self.choose, CHOICES)
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -93,6 +97,7 @@ class Options:
             "train_images": self.train_images,
             "test_images": self.test_images,
             "samples": self.samples,
+            "rungs": None if self.choose is None else CHOICES[self.choose],
         }
         return dataclasses.replace(
             SCALES[name], **{k: v for k, v in wishes.items() if v is not None}

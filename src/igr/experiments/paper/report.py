@@ -101,7 +101,10 @@ def describe(record: Mapping[str, Any]) -> str:
     if len(lrs) > 1:
         candidates += f" x {len(lrs)} learning rates"
     if record["candidates"]:
+        compared = sorted({each.get("epochs", scale["epochs"]) for each in record["candidates"]})
+        after = f" after {', '.join(map(str, compared[:-1]))} and {compared[-1]} epochs"
         chosen = f"chosen among {candidates} on held-out images (m = {scale['choice_samples']})"
+        chosen += after if len(compared) > 1 else ""
     else:
         chosen = f"temperature {temperatures[0]:g} given, nothing chosen"
     stand_in = f"; {scale['stand_in']} instead of the data set" if scale["stand_in"] else ""

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 __all__ = [
+    "CHOICES",
     "COLUMNS",
     "ERRATA",
     "FIGURES",
@@ -520,6 +521,20 @@ FIGURES: Mapping[str, ApproximationFigure | CurveFigure] = MappingProxyType(
 )
 
 
+CHOICES: Mapping[str, tuple[tuple[float, float], ...]] = MappingProxyType(
+    {
+        "halving": ((0.1, 1 / 3), (0.3, 1 / 10)),
+        "all": (),
+        "both": ((0.1, 1.0), (0.3, 1.0)),
+    }
+)
+"""Ways to choose among candidates, each as `Scale.rungs`.
+
+"both" trains every candidate to the end, as "all" does, and scores them where "halving" would: what that would have
+chosen is then known too.
+"""
+
+
 @dataclass(frozen=True)
 class Scale:
     """How much of the protocol is run; 0 stands for all there are.
@@ -532,6 +547,8 @@ class Scale:
         seeds: how many runs are trained anew at the chosen temperature.
         epochs: of training.
         choice_seeds: how many runs each candidate gets.
+        rungs: pairs of a share of the epochs, after which the candidates are compared, and the share of all of them
+            that is then trained on; one of `CHOICES`.
         train_images: training images used, those held out among them.
         held_out: of those, kept back for choosing; None for the data set's own number.
         test_images: scored at the end.
@@ -548,6 +565,7 @@ class Scale:
     seeds: int
     epochs: int
     choice_seeds: int = 1
+    rungs: tuple[tuple[float, float], ...] = ()
     train_images: int = 0
     held_out: int | None = None
     test_images: int = 0
@@ -597,6 +615,7 @@ SCALES: Mapping[str, Scale] = MappingProxyType(
                 lrs=(1e-4, 3e-4, 1e-3),
                 seeds=5,
                 epochs=100,
+                rungs=CHOICES["halving"],
             ),
         )
     }

@@ -388,9 +388,12 @@ class Stack:
             folder.write_metrics(each)
 
     def finish(self, weights: Callable[[int], dict[str, Tensor]]) -> None:
-        """Save every run's weights, after which the state is needed no more."""
+        """Save every run's weights, after which the state is needed for training on alone."""
         for r, (folder, run) in enumerate(zip(self.folders, self.runs, strict=True)):
             folder.write_weights(weights(r), run)
+
+    def forget(self) -> None:
+        """Remove the state."""
         self.path.unlink(missing_ok=True)
 
 

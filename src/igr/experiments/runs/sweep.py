@@ -40,6 +40,7 @@ from igr.experiments.runs.records import (
     FORMAT,
     RecordError,
     RunFolder,
+    Stack,
     SweepFolder,
     make_folder,
     read_json,
@@ -55,6 +56,7 @@ from igr.experiments.training.trainer import (
     Interrupted,
     StopRequest,
     load_model,
+    select_runs,
     train_stack,
 )
 
@@ -258,11 +260,22 @@ class Result:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs of one family, trained side by side and scored."""
+    """Runs of one family, trained side by side and scored.
+
+    Attributes:
+        config: of the runs.
+        scorings: on which images.
+        label: what progress calls it.
+        before: the same runs, others perhaps among them, for fewer epochs, which these go on from where it has left
+            their states. That changes nothing but the time: they are the runs that they would be from the start.
+        leaves_states: for other sweeps to go on from.
+    """
 
     config: SweepConfig
     scorings: tuple[Scoring, ...]
     label: str = ""
+    before: Sweep | None = None
+    leaves_states: bool = False
 
     @property
     def name(self) -> str:
@@ -332,8 +345,8 @@ class Sweep:
         reporter, config = context.reporter, self.config
         with folder.claim(runs) as stack:
             if stack.finished:
-                # Killed after the last weights, a process leaves a state that is needed no more.
-                stack.path.unlink(missing_ok=True)
+                if not self.leaves_states:
+                    stack.forget()  # killed after the last weights, a process leaves one
                 reporter.skip(part, units)
                 return
             steps = len(images) // config.batch_size
@@ -362,7 +375,26 @@ class Sweep:
                 advance=advance,
                 epoch_done=epoch_done,
                 test=_dataset(config.dataset).test if config.test_curve else None,
+                begin=self.before._saved(context.root, runs) if self.before else None,
             )
+            if not self.leaves_states:
+                stack.forget()
+
+    def _saved(self, root: Path, runs: Sequence[RunConfig]) -> dict[str, Tensor] | None:
+        """The states that it has left of runs that are like `runs` but for their epochs; None if it has not."""
+        wanted = [dataclasses.replace(run, epochs=self.config.epochs) for run in runs]
+        for stack in self._stacks(root):
+            if set(wanted) <= set(stack.runs) and (state := stack.load()) is not None:
+                return select_runs(state, [stack.runs.index(run) for run in wanted])
+        return None
+
+    def _stacks(self, root: Path) -> list[Stack]:
+        return [Stack(self.folder(root), runs) for runs in stacks(self.config.runs())]
+
+    def forget_states(self, root: Path) -> None:
+        """Remove what it has left for others."""
+        for stack in self._stacks(root):
+            stack.forget()
 
     def _score(
         self, folder: SweepFolder, scoring: Scoring, context: Context, part: str, units: float
@@ -414,8 +446,10 @@ class Cell:
     """A model on a data set by the protocol: candidates, the choice among them, and seeds trained anew.
 
     Candidates (temperatures x learning rates) are trained without the held-out images and chosen by the discrete
-    model's bound on those. Runs at the chosen ones are then trained on all training images, and scored on the test
-    images, once. With one candidate there is nothing to choose and the first part is left out.
+    model's bound on those: all to the end, or by successive halving (Jamieson and Talwalkar, 2016) at the scale's
+    rungs. At each of them every learning rate keeps its share, since a high one is ahead at first. Runs at the chosen
+    ones are then trained on all training images, and scored on the test images, once. With one candidate there is
+    nothing to choose and the first part is left out.
     """
 
     dataset: str
@@ -433,6 +467,8 @@ class Cell:
             for k, v in dataclasses.asdict(self.scale).items()
             if k not in ("description", "figure_steps", "figure_draws")
         }
+        if not scale["rungs"]:
+            del scale["rungs"]  # as it was before there were any
         identity = {
             "dataset": self.dataset,
             "settings": dict(self.settings),
@@ -472,30 +508,55 @@ class Cell:
     def problem(self) -> str | None:
         """Why it cannot be run, if it cannot: one of its settings is unknown."""
         try:
-            for sweep in (*self.candidates(), self.final(self.lrs[0], self.temperatures[0])):
+            for sweep in self._planned():
                 sweep.config.runs()
         except (ConfigError, TypeError) as error:
             return str(error)
         return None
 
-    def candidates(self) -> list[Sweep]:
-        """Sweeps to choose from, one for each learning rate; none where there is nothing to choose."""
+    def rungs(self) -> list[tuple[int, int]]:
+        """Epochs that candidates are trained for, and how many temperatures of each learning rate then remain.
+
+        The last are the whole of the epochs, after which one is chosen. Before, at least three candidates remain.
+        """
+        rungs: list[tuple[int, int]] = []
+        for epochs, share in self.scale.rungs:
+            least = math.ceil(3 / len(self.lrs))
+            count = max(least, math.ceil(share * len(self.temperatures) - 1e-9))
+            rungs.append((round(epochs * self.scale.epochs), count))
+        return [*((e, n) for e, n in rungs if 0 < e < self.scale.epochs), (self.scale.epochs, 1)]
+
+    def candidates(
+        self, best: Callable[[Sweep, int], Sequence[float]] | None = None
+    ) -> list[Sweep]:
+        """Sweeps to choose from, one for each learning rate and rung; none where there is nothing to choose.
+
+        Args:
+            best: is given each sweep and a count, and returns so many of its temperatures; by default the first.
+        """
         if len(self.temperatures) * len(self.lrs) == 1:
             return []
-        scoring = Scoring(True, 0, self.scale.choice_samples)
-        return [
-            Sweep(
-                SweepConfig(
-                    **self._shared(),
+        sweeps = []
+        for lr in self.lrs:
+            temperatures: Sequence[float] = self.temperatures
+            before: Sweep | None = None
+            for epochs, count in self.rungs():
+                config = SweepConfig(
+                    **{**self._shared(), "epochs": epochs},
                     held_out=self._held_out,
-                    temperatures=self.temperatures,
+                    temperatures=tuple(temperatures),
                     seeds=self.scale.choice_seeds,
                     lr=lr,
-                ),
-                (scoring,),
-            )
-            for lr in self.lrs
-        ]
+                )
+                scoring = Scoring(True, 0, self.scale.choice_samples)
+                before = Sweep(config, (scoring,), "", before, epochs < self.scale.epochs)
+                sweeps.append(before)
+                if before.leaves_states:
+                    temperatures = best(before, count) if best else temperatures[:count]
+        return sweeps
+
+    def _planned(self) -> list[Sweep]:
+        return [*self.candidates(), self.final(self.lrs[0], self.temperatures[0])]
 
     def final(self, lr: float, temperature: float) -> Sweep:
         """The runs that are reported."""
@@ -510,8 +571,7 @@ class Cell:
 
     @property
     def units(self) -> float:
-        sweeps = [*self.candidates(), self.final(self.lrs[0], self.temperatures[0])]
-        return sum(sweep.units for sweep in sweeps)
+        return sum(sweep.units for sweep in self._planned())
 
     def path(self, root: Path) -> Path:
         """Its record."""
@@ -527,37 +587,49 @@ class Cell:
             if path.exists():
                 return
             wait = functools.partial(_waiting, context, self.title)
-            scored: list[tuple[float, float, float]] = []
-            for sweep in self.candidates():
+
+            def best(sweep: Sweep, count: int) -> list[float]:
+                """Train and score a rung; the temperatures that go on, in their order."""
                 sweep.complete(context, self.title, wait)
-                scored += [(sweep.config.lr, *each) for each in _held_out_bounds(sweep, root)]
-            if scored:
-                lr, temperature, _ = max(scored, key=lambda each: _rank(each[2]))
-            else:
-                lr, temperature = self.lrs[0], self.temperatures[0]
-            final = self.final(lr, temperature)
+                bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
+                ahead = [temperature for temperature, _ in bounds[:count]]
+                return [
+                    temperature for temperature in sweep.config.temperatures if temperature in ahead
+                ]
+
+            sweeps = self.candidates(best)
+            for sweep in sweeps:
+                sweep.complete(context, self.title, wait)
+            scored = [
+                _Scored(sweep.config.lr, temperature, sweep.config.epochs, bound)
+                for sweep in sweeps
+                for temperature, bound in _held_out_bounds(sweep, root)
+            ]
+            finalists = [each for each in scored if each.epochs == self.scale.epochs]
+            chosen = max(
+                finalists,
+                key=lambda each: each.held_out_bound,
+                default=_Scored(self.lrs[0], self.temperatures[0], 0, math.nan),
+            )
+            final = self.final(chosen.lr, chosen.temperature)
             final.complete(context, self.title, wait)
-            _write(path, self._record(root, final, scored, lr, temperature))
+            _write(path, self._record(root, [*sweeps, final], scored, chosen))
+            for sweep in sweeps:
+                sweep.forget_states(root)
 
     def _record(
-        self,
-        root: Path,
-        final: Sweep,
-        scored: Sequence[tuple[float, float, float]],
-        lr: float,
-        temperature: float,
+        self, root: Path, sweeps: Sequence[Sweep], scored: Sequence[_Scored], chosen: _Scored
     ) -> dict[str, Any]:
+        final = sweeps[-1]
         results = final.results(root)
         name = final.scorings[0].name
         return {
             "format": FORMAT,
             "name": self.name,
             **self.identity(),
-            "candidates": [
-                {"lr": lr, "temperature": t, "held_out_bound": bound} for lr, t, bound in scored
-            ],
-            "chosen": {"lr": lr, "temperature": temperature},
-            "sweeps": [sweep.name for sweep in (*self.candidates(), final)],
+            "candidates": [dataclasses.asdict(each) for each in scored],
+            "chosen": {"lr": chosen.lr, "temperature": chosen.temperature},
+            "sweeps": [sweep.name for sweep in sweeps],
             "runs": [
                 {
                     "seed": result.config.seed,
@@ -570,6 +642,16 @@ class Cell:
             ],
             "versions": versions(),
         }
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A candidate after so many epochs."""
+
+    lr: float
+    temperature: float
+    epochs: int
+    held_out_bound: float
 
 
 def _waiting(context: Context, part: str) -> None:

@@ -36,6 +36,7 @@ __all__ = [
     "flushed_denormals",
     "keep_memory",
     "load_model",
+    "select_runs",
     "train_stack",
 ]
 
@@ -386,6 +387,24 @@ def load_model(
     return model.with_tensors(weights, model.temperatures)
 
 
+def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tensor]:
+    """The state of some of a stack's runs, as `train_stack` saved it, as the state of a stack of these alone."""
+    selected = {}
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        if rest.startswith(
+            "estimator."
+        ):  # every run has one of its own, and its number in the name
+            _, run, part = rest.split(".", 2)
+            if int(run) in runs:
+                selected[f"{kind}.estimator.{runs.index(int(run))}.{part}"] = value
+        elif kind in ("epoch", "step"):
+            selected[name] = value
+        else:
+            selected[name] = value[:, runs] if kind == "metrics" else value[runs]
+    return selected
+
+
 class Interrupted(Exception):  # noqa: N818
     """Training was asked to stop, and all finished epochs are saved."""
 
@@ -428,8 +447,9 @@ def train_stack(
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
     test: Tensor | None = None,
+    begin: dict[str, Tensor] | None = None,
 ) -> None:
-    """Train a claimed stack to its end, from its last saved epoch if there is one.
+    """Train a claimed stack to its end, from its last saved epoch if there is one, else from the state `begin`.
 
     The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
     which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
@@ -446,7 +466,8 @@ def train_stack(
     state = stack.load()
     if state is None:
         stack.create()
-    else:
+        state = begin
+    if state is not None:
         try:
             history = state.pop("metrics")
             trainer.load_state(state)
