@@ -71,7 +71,9 @@ def records(root: Path) -> dict[str, object]:
 
     def without_times(value: object) -> object:
         if isinstance(value, dict):
-            return {k: without_times(v) for k, v in value.items() if "seconds" not in k}
+            return {
+                k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "date"
+            }
         return [without_times(v) for v in value] if isinstance(value, list) else value
 
     found: dict[str, object] = {}

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from igr.experiments.paper import plan as reproduce
-from igr.experiments.paper import report
+from igr.experiments.paper import report, results
 from igr.experiments.paper.plan import Entry, Options, nats
 from igr.experiments.paper.specs import ERRATA, SCALES, TABLES
 from igr.experiments.runs import engines
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command("reproduce")(reproduce_command)
     app.command("sweep")(sweep_command)
     app.command("report")(report_command)
+    app.command("collect")(collect_command)
 
 
 _out = Console(highlight=False)
@@ -133,6 +134,10 @@ def reproduce_command(
     out_folder: Annotated[
         Path, typer.Option("--out", help="Folder of records; what is in it is not run again.")
     ] = Path("igr-reproduce"),
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Run anew what is in the folder or comes with the package."),
+    ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     workers: Workers = 0,
@@ -158,7 +163,14 @@ def reproduce_command(
     read_cells(root)  # records of another version are found now, not after the work
     if scale == "smoke" and not workers:
         workers = 1  # a process takes longer to start than all of the work
-    _run(plan.jobs(), root, engine, ray_address, workers, Compute(device, compiled))
+    jobs = plan.jobs()
+    if again:
+        results.discard(jobs, root)
+    elif adopted := results.adopt(jobs, root):
+        _notes.print(
+            f"{len(adopted)} of {len(jobs)} are results that come with igr; --again runs them"
+        )
+    _run(jobs, root, engine, ray_address, workers, Compute(device, compiled))
     entries = plan.finished(root)
     write_tables(root)
     for table in TABLES.values():
@@ -223,6 +235,11 @@ def _footnotes(entries: Sequence[Entry]) -> None:
             _say(f"  {entry.row.label}, {entry.column.label}: not available: {entry.problem}")
     for key in sorted(keys, key=lambda key: int(key[1:])):
         _say(f"  {key}: {ERRATA[key]}")
+    made = {
+        (e.record["versions"].get("date"), e.record["versions"]["igr"]) for e in entries if e.record
+    }
+    for date, version in sorted(made, key=str):
+        _say(f"  Run on {date or 'an unknown day'} with igr {version}.")
     _say("")
 
 
@@ -331,6 +348,17 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
         seconds, _ = mean_and_spread([result.seconds_per_epoch for _, result in members])
         shown.add_row(*cells, f"{seconds:.3g}")
     return shown
+
+
+def collect_command(
+    folder: Annotated[Path, typer.Argument(help="What `igr reproduce --scale full --out` wrote.")],
+    into: Annotated[Path, typer.Option(help="Folder of results, such as results/ in a clone.")],
+) -> None:
+    """Copy what is small of full-scale records, weights not among it, into a folder of results."""
+    root = folder.expanduser()
+    reproduce.check_root(root)
+    files = results.collect(root, into.expanduser())
+    _say(f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")
 
 
 def report_command(

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
 import hashlib
 import io
 import json
@@ -173,8 +174,9 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def versions() -> dict[str, Any]:
-    """What a run ran on."""
+    """What a run ran on, and when."""
     return {
+        "date": datetime.date.today().isoformat(),
         "igr": igr.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -1,0 +1,136 @@
+"""The results that come with this package: records of the paper's tables and figures, run in full, without weights.
+
+They lie in a folder such as ``igr reproduce --out`` writes, and hold of it what is small: each cell's record, the
+metrics of the runs that a figure draws, each figure's record, and one table of everything, ``cells.csv``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from igr.experiments.paper.figures import FigureJob
+from igr.experiments.paper.plan import Entry, best_entries
+from igr.experiments.runs.records import make_folder, write_atomically, write_csv
+from igr.experiments.runs.sweep import Cell, Job, read_cells
+
+__all__ = ["adopt", "collect", "discard", "folder", "results"]
+
+
+def folder() -> Path:
+    """Where the results are: in the installed package, or at the top of a clone."""
+    installed = Path(__file__).parent.parent / "results"
+    return installed if installed.is_dir() else Path(__file__).parents[4] / "results"
+
+
+def results(root: Path | None = None) -> Any:
+    """The table of results, ours beside the paper's: a `pandas.DataFrame`, or a list of dicts without pandas.
+
+    One row for each row of a table and data set that has been run. Columns ending in ``_sd`` are standard deviations
+    over the seeds; all numbers are in nats per image, seconds aside.
+
+    Args:
+        root: a folder that ``igr reproduce`` wrote, instead of the results that come with the package.
+    """
+    rows = [row(entry) for entry in best_entries(root or folder()) if entry.record is not None]
+    if importlib.util.find_spec("pandas") is None:
+        return rows
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+def row(entry: Entry) -> dict[str, Any]:
+    """One row of ``cells.csv``, from an entry that has a record."""
+    record = entry.record
+    if record is None:
+        raise ValueError("entry: expected one that has been run")
+    numbers: dict[str, Any] = {}
+    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
+        numbers[key], numbers[f"{key}_sd"] = entry.numbers(key)
+    paper, paper_sd = entry.paper or (None, None)
+    scale, versions = record["scale"], record["versions"]
+    return {
+        "table": entry.table.name,
+        "dataset": entry.column.dataset,
+        "row": entry.row.name,
+        "model": entry.row.label,
+        "measure": entry.table.measure,
+        **numbers,
+        "paper": paper,
+        "paper_sd": paper_sd,
+        "seeds": len(record["runs"]),
+        "epochs": scale["epochs"],
+        **record["chosen"],
+        "date": versions.get("date", ""),
+        "igr": versions["igr"],
+        "torch": versions["torch"],
+        "cell": record["name"],
+        "command": command(entry),
+    }
+
+
+def command(entry: Entry) -> str:
+    """What runs this row again."""
+    return (
+        f"igr reproduce {entry.table.name} --scale full --row {entry.row.name}"
+        f" --dataset {entry.column.dataset} --again"
+    )
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """What is kept of a folder of records, relative to it; a cell's record after what it refers to."""
+    for record in read_cells(root):
+        if record["scale"]["name"] == "full" and not record["scale"]["stand_in"]:
+            yield from _files_of(record)
+    for path in sorted(root.glob("figures/full/*.json")):
+        yield path.relative_to(root)
+
+
+def _files_of(record: dict[str, Any]) -> Iterator[Path]:
+    if record["curve"]:
+        yield from (Path(run["run"]) / "metrics.csv" for run in record["runs"])
+    yield Path("cells") / f"{record['name']}.json"
+
+
+def _copy(file: Path, source: Path, target: Path) -> None:
+    make_folder((target / file).parent)
+    write_atomically(target / file, (source / file).read_bytes())
+
+
+def collect(root: Path, into: Path) -> list[Path]:
+    """Copy what is small of the full-scale records in `root`, and write the table anew; returns what was copied."""
+    files = list(_files(root))
+    for file in files:
+        _copy(file, root, into)
+    write_csv(into / "cells.csv", [row(e) for e in best_entries(into) if e.record is not None])
+    return files
+
+
+def adopt(jobs: Sequence[Job], root: Path) -> list[str]:
+    """Give a folder the results that come with the package for these jobs, where it has none; returns their titles."""
+    here, adopted = folder(), []
+    for job in jobs:
+        if not isinstance(job, Cell | FigureJob) or job.is_done(root) or not job.is_done(here):
+            continue
+        file = job.path(here).relative_to(here)
+        record = json.loads((here / file).read_text())
+        for each in _files_of(record) if isinstance(job, Cell) else [file]:
+            _copy(each, here, root)
+        adopted.append(job.title)
+    return adopted
+
+
+def discard(jobs: Sequence[Job], root: Path) -> None:
+    """Remove the records of these jobs, so that they are run again; their trained runs too."""
+    for job in jobs:
+        if not isinstance(job, Cell | FigureJob) or not (path := job.path(root)).exists():
+            continue
+        if isinstance(job, Cell):
+            for sweep in json.loads(path.read_text())["sweeps"]:
+                shutil.rmtree(root / "sweeps" / sweep, ignore_errors=True)
+        path.unlink()

@@ -1,0 +1,113 @@
+"""Results that come with the package: what is kept of records, and that commands start from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import igr.experiments
+from igr.experiments import cli
+from igr.experiments.paper import plan, results
+from igr.experiments.paper.specs import TABLES
+from igr.experiments.runs import sweep
+
+needs_data = pytest.mark.skipif("IGR_DATA" not in os.environ, reason="IGR_DATA is not set")
+
+# A cell of full scale in name alone.
+SMALL = [
+    *("table1", "figure2", "--scale", "full", "--row", "igr-i", "--dataset", "mnist"),
+    *("--temperature", "0.1", "--lr", "1e-3", "--seeds", "2", "--epochs", "2"),
+    *("--train-images", "200", "--test-images", "10", "--samples", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the command wrote."""
+    root = tmp_path_factory.mktemp("made")
+    cli.main(["reproduce", *SMALL, "--out", str(root)])
+    return root
+
+
+@pytest.fixture(scope="module")
+def kept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is kept of it."""
+    into = tmp_path_factory.mktemp("kept") / "results"
+    cli.main(["collect", str(made), "--into", str(into)])
+    return into
+
+
+@needs_data
+def test_keeps_the_record_the_curve_and_a_row_but_no_weights(made, kept):
+    (record,) = sweep.read_cells(made)
+    assert sweep.read_cells(kept) == [record]
+    names = {path.name for path in kept.rglob("*") if path.is_file()}
+    assert names == {"cells.csv", f"{record['name']}.json", "metrics.csv"}
+    (row,) = pd.read_csv(kept / "cells.csv").to_dict("records")
+    assert row["bound"] == pytest.approx(sum(run["bound"] for run in record["runs"]) / 2)
+    assert (row["paper"], row["paper_sd"]) == TABLES["table1"].rows[0].paper["mnist"]
+    assert (row["seeds"], row["epochs"], row["temperature"]) == (2, 2, 0.1)
+    assert row["date"] == record["versions"]["date"]
+    assert row["command"] == "igr reproduce table1 --scale full --row igr-i --dataset mnist --again"
+
+
+@needs_data
+def test_commands_start_from_them(made, kept, tmp_path, monkeypatch, capsys):
+    def train(*args, **kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(results, "folder", lambda: kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "train_stack", train)
+        cli.main(["reproduce", *SMALL, "--out", str(tmp_path)])
+    printed, notes = capsys.readouterr()
+    (record,) = sweep.read_cells(made)
+    assert "1 of 1 are results that come with igr; --again runs them" in notes
+    assert f"Run on {record['versions']['date']} with igr {record['versions']['igr']}." in printed
+    assert sweep.read_cells(tmp_path) == [record]
+    assert (tmp_path / "figures/full/figure2.svg").exists()  # drawn from the curves that are kept
+
+
+@needs_data
+def test_again_trains_and_scores_anew(made, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "folder", lambda: kept)
+    shutil.copytree(made, tmp_path / "out")
+    (path,) = (tmp_path / "out" / "cells").glob("*.json")
+    record = json.loads(path.read_text())
+    bounds = [run["bound"] for run in record["runs"]]
+    for run in record["runs"]:
+        run["bound"] = 0.0
+        (score,) = (tmp_path / "out" / run["run"]).glob("test*.json")
+        score.write_text(json.dumps({**json.loads(score.read_text()), "bound": 0.0}))
+    path.write_text(json.dumps(record))
+    trained = []
+    train_stack = sweep.train_stack
+    monkeypatch.setattr(
+        sweep, "train_stack", lambda *a, **k: (trained.append(1), train_stack(*a, **k))
+    )
+    cli.main(["reproduce", *SMALL, "--again", "--out", str(tmp_path / "out")])
+    (found,) = sweep.read_cells(tmp_path / "out")
+    assert trained
+    assert [run["bound"] for run in found["runs"]] == pytest.approx(bounds, rel=1e-4)
+
+
+def test_the_table_is_that_of_the_records():
+    table = results.folder() / "cells.csv"
+    entries = [entry for entry in plan.best_entries(results.folder()) if entry.record is not None]
+    if not entries:
+        pytest.skip("no results have been committed")
+    expected = pd.DataFrame([results.row(entry) for entry in entries])
+    pd.testing.assert_frame_equal(
+        pd.read_csv(table), expected, check_dtype=False, rtol=1e-12, atol=0
+    )
+    pd.testing.assert_frame_equal(igr.experiments.results(), expected)
+
+
+def test_without_pandas_rows_are_dicts(monkeypatch):
+    monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None)
+    assert all(isinstance(row, dict) for row in igr.experiments.results())
