@@ -17,9 +17,10 @@ from torch import Tensor
 
 from harness import Row, compare, options, report
 from igr.experiments.models.vae import StackedVAE
+from igr.experiments.training.compute import flushed_denormals, keep_memory
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.evaluation import score_images
-from igr.experiments.training.trainer import StackTrainer, build, flushed_denormals, keep_memory
+from igr.experiments.training.trainer import StackTrainer, build
 
 PIXELS, IMAGES, BATCH = 784, 6000, 100
 TEMPERATURES = (0.01, 0.03, 0.07, 0.1, 0.25, 0.4, 0.5, 0.67, 0.85, 1.0)

@@ -18,8 +18,10 @@ from rich.console import Console
 
 import igr
 from igr.experiments import cli
-from igr.experiments.runs.records import RecordError, RunFolder, SweepFolder, write_atomically
-from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.files import write_atomically
+from igr.experiments.runs.records import RunFolder, SweepFolder
+from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 
 pd = pytest.importorskip("pandas")

@@ -24,7 +24,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from igr.experiments import data
-from igr.experiments.data import Archive, DataError, Idx, Omniglot, load
+from igr.experiments.data import DataError, load
+from igr.experiments.data.idx import Idx
+from igr.experiments.data.omniglot import Omniglot
+from igr.experiments.data.source import Archive
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 import igr
+from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
-from igr.experiments.models import vae as models
-from igr.experiments.models.vae import StackedVAE, stream
+from igr.experiments.models.vae import StackedVAE
+from igr.experiments.streams import stream
 from igr.experiments.training import objectives as estimation
-from igr.experiments.training.config import ConfigError, RunConfig
+from igr.experiments.training.config import RunConfig
 from igr.experiments.training.evaluation import score_images
 from igr.experiments.training.trainer import StackTrainer, build
 
@@ -525,7 +526,7 @@ def test_the_likelihood_that_compilers_get_is_the_same(dtype, pixels):
     spread = torch.tensor([0.1, 1.0, 10.0, 30.0, 1000.0], dtype=dtype).view(-1, 1, 1)
     logits = (spread * torch.randn(5, 40, pixels, dtype=dtype)).requires_grad_()
     x, weights = torch.rand(5, 40, pixels, dtype=dtype), torch.randn(5, 40, dtype=dtype)
-    got = models._log_prob_for_compilers(logits, x)
+    got = likelihoods._log_prob_for_compilers(logits, x)
     exact = logits.detach().double().requires_grad_()
     terms = -F.binary_cross_entropy_with_logits(exact, x.double(), reduction="none")
     # x l and log(1 + e^l) are rounded a few times, relative to l or to 1.
@@ -557,11 +558,11 @@ def test_a_long_stack_computes_run_by_run_what_it_computes_at_once(monkeypatch):
     weights = torch.rand(4, 5, dtype=torch.float64)
     found = []
     for cached in (10**6, 1):
-        monkeypatch.setattr(models, "_CACHED", cached)
-        value = models.Bernoulli().log_prob(logits, x)
+        monkeypatch.setattr(likelihoods, "_CACHED", cached)
+        value = likelihoods.Bernoulli().log_prob(logits, x)
         found.append([value, *torch.autograd.grad(value, logits, weights)])
     torch.testing.assert_close(found[0], found[1], rtol=1e-15, atol=0)
     wanted = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
     torch.testing.assert_close(found[1][0], wanted)
     # Images that all runs share take the whole at once.
-    assert models.Bernoulli().log_prob(logits, x[:1]).shape == weights.shape
+    assert likelihoods.Bernoulli().log_prob(logits, x[:1]).shape == weights.shape

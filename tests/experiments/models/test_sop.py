@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from igr.experiments.models import families
 from igr.experiments.models.sop import StackedSOP
-from igr.experiments.models.vae import stream
+from igr.experiments.streams import stream
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.evaluation import evaluate, score_images
 from igr.experiments.training.trainer import StackTrainer, build

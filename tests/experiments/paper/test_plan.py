@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from igr.experiments import cli
+from igr.experiments.errors import ConfigError
 from igr.experiments.paper import figures, specs
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.plan import Options, make_plan
 from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
 from igr.experiments.runs import sweep
-from igr.experiments.training.config import ConfigError
 
 
 @pytest.fixture(scope="module")

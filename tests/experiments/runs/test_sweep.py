@@ -19,13 +19,12 @@ import torch
 
 from igr.experiments import cli, data
 from igr.experiments.data import DataError
+from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
-from igr.experiments.runs import sweep
-from igr.experiments.runs.records import RecordError
+from igr.experiments.runs import sweep, train
+from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.sweep import Busy, Cell, Context, Scoring, Sweep
-from igr.experiments.training import trainer as train
-from igr.experiments.training.config import ConfigError
-from igr.experiments.training.trainer import Interrupted, StopRequest
+from igr.experiments.training.trainer import StackTrainer
 
 SCALE = Scale(
     "tiny",
@@ -274,13 +273,13 @@ class TestHalving:
 
     def test_trains_only_what_is_new(self, halved_once, tmp_path, monkeypatch):
         epochs = []
-        train_epoch = train.StackTrainer.train_epoch
+        train_epoch = StackTrainer.train_epoch
 
         def counted(self, *args):
             epochs.append(len(self.runs))
             return train_epoch(self, *args)
 
-        monkeypatch.setattr(train.StackTrainer, "train_epoch", counted)
+        monkeypatch.setattr(StackTrainer, "train_epoch", counted)
         run(tmp_path, halved())
         assert sum(epochs) == 2 * (6 * 1 + 2 * 2 + 2 * 7) + 2 * 10
         assert records(tmp_path) == records(halved_once)
@@ -318,7 +317,6 @@ class TestHalving:
 
 
 def test_every_row_of_every_table_can_be_run():
-    from igr.experiments.paper.specs import SCALES
 
     problems = [
         f"{cell.title}: {problem}"

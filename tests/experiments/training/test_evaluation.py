@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from igr.experiments.models import vae as models
-from igr.experiments.models.vae import Bernoulli, StackedVAE, stream
+from igr.experiments.models.likelihoods import Bernoulli, Likelihood
+from igr.experiments.models.vae import StackedVAE
+from igr.experiments.streams import stream
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.evaluation import draw_categories, evaluate, score_images
 from igr.experiments.training.trainer import build
@@ -240,7 +242,7 @@ def test_the_overwriting_log_prob_is_the_plain_one(largest: float) -> None:
 
 def test_likelihoods_fall_back_on_the_plain_log_prob() -> None:
     class Plain(Bernoulli):
-        log_prob_overwriting = models.Likelihood.log_prob_overwriting
+        log_prob_overwriting = Likelihood.log_prob_overwriting
 
     x, logits = (torch.rand(3, 5) < 0.5).float(), torch.randn(3, 7, 5)
     expected = Plain().log_prob_overwriting(logits, x)

@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 import igr
-from igr.experiments.models import vae as models
+from igr.experiments import files
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.models.families import FAMILIES, SoftmaxIGRFamily
+from igr.experiments.models.family import Family
+from igr.experiments.models.likelihoods import Bernoulli
 from igr.experiments.models.vae import StackedVAE
-from igr.experiments.runs import records
-from igr.experiments.runs.records import RecordError, SweepFolder
-from igr.experiments.training import trainer as train
-from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig, stacks
-from igr.experiments.training.trainer import StackTrainer, StopRequest, train_stack
+from igr.experiments.runs import records, train
+from igr.experiments.runs.records import SweepFolder
+from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.runs.train import load_model, train_stack
+from igr.experiments.training import config
+from igr.experiments.training.config import RunConfig, SweepConfig, stacks
+from igr.experiments.training.trainer import StackTrainer
 
 TINY = {"num_variables": 3, "num_categories": 4, "batch_size": 10, "lr": 1e-2, "epochs": 3}
 PIXELS = 12
@@ -58,7 +64,7 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("family", sorted(models.FAMILIES))
+@pytest.mark.parametrize("family", ["gs", "igr-i"])
 def test_a_run_in_a_stack_is_the_run_alone(family: str, dtype: torch.dtype) -> None:
     runs = grid(family)
     stack = trained(runs, dtype)
@@ -75,7 +81,7 @@ def test_a_run_in_a_stack_is_the_run_alone(family: str, dtype: torch.dtype) -> N
 
 
 def test_a_deep_run_in_a_stack_is_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(train.config_module.ARCHITECTURES, "nonlinear", (7, 5))
+    monkeypatch.setitem(config.ARCHITECTURES, "nonlinear", (7, 5))
     runs = grid("igr-i", architecture="nonlinear")
     stack, alone = trained(runs, torch.float64), trained(runs[2:3], torch.float64)
     nudged = trained(runs[2:3], torch.float64, nudge=8 * torch.finfo(torch.float64).eps)
@@ -127,8 +133,8 @@ def test_stacks_differ_in_temperature_and_seed_alone() -> None:
 # The objective
 
 
-def family_case(name: str) -> tuple[models.Family, Tensor, Tensor, Tensor]:
-    family = models.FAMILIES[name](num_categories=5, prior_temperature=0.5)
+def family_case(name: str) -> tuple[Family, Tensor, Tensor, Tensor]:
+    family = FAMILIES[name](num_categories=5, prior_temperature=0.5)
     R, B, N = 2, 3, 4
     parameters = torch.randn(R, B, family.outputs_per_variable, N, dtype=torch.float64)
     noise = torch.empty(R, B, family.noise_per_variable, N, dtype=torch.float64)
@@ -137,7 +143,7 @@ def family_case(name: str) -> tuple[models.Family, Tensor, Tensor, Tensor]:
     return family, parameters.requires_grad_(), noise, temperature
 
 
-@pytest.mark.parametrize("name", sorted(models.FAMILIES))
+@pytest.mark.parametrize("name", ["gs", "igr-i"])
 def test_gradient_of_sample_and_kl(name: str) -> None:
     family, parameters, noise, temperature = family_case(name)
     assert torch.autograd.gradcheck(
@@ -183,7 +189,7 @@ def test_gumbel_sample_and_kl_are_those_of_the_public_distribution() -> None:
 
 @pytest.mark.parametrize("categories", [2, 3, 10])
 def test_the_igr_prior_is_uniform_when_hard(categories: int) -> None:
-    family = models.SoftmaxIGRFamily(categories, prior_temperature=0.5)
+    family = SoftmaxIGRFamily(categories, prior_temperature=0.5)
     loc = torch.full((categories - 1,), family.prior_loc, dtype=torch.float64)
     probs = igr.SoftmaxIGR(loc, torch.ones_like(loc), 0.1).discrete().probs
     torch.testing.assert_close(probs, torch.full_like(probs, 1 / categories), rtol=1e-9, atol=0)
@@ -192,7 +198,7 @@ def test_the_igr_prior_is_uniform_when_hard(categories: int) -> None:
 
 
 def test_bernoulli_log_prob_and_its_gradients() -> None:
-    likelihood = models.Bernoulli()
+    likelihood = Bernoulli()
     x = (torch.rand(2, 3, 7) < 0.4).double()
     logits = (5 * torch.randn(2, 3, 7, dtype=torch.float64)).requires_grad_()
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(x).sum(-1)
@@ -201,7 +207,7 @@ def test_bernoulli_log_prob_and_its_gradients() -> None:
     assert torch.autograd.gradgradcheck(lambda l: likelihood.log_prob(l, x), logits)
 
 
-@pytest.mark.parametrize("name", sorted(models.FAMILIES))
+@pytest.mark.parametrize("name", ["gs", "igr-i"])
 def test_training_pays_for_the_kl_and_is_not_paid(name: str) -> None:
     # Where the code says nothing of the image, the ELBO is best at posterior = prior. With the sign of erratum E7
     # the divergence would grow instead.
@@ -292,7 +298,7 @@ def killed(action: object) -> int:
 
 def count_writes(path: Path) -> int:
     calls = 0
-    write = records.write_atomically
+    write = files.write_atomically
 
     def counting(*arguments: object) -> None:
         nonlocal calls
@@ -300,7 +306,8 @@ def count_writes(path: Path) -> int:
         write(*arguments)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "write_atomically", counting)
+        for module in (files, records):
+            patch.setattr(module, "write_atomically", counting)
         train_all(path)
     return calls
 
@@ -376,7 +383,7 @@ def test_a_stop_request_saves_the_last_epoch(tmp_path: Path, uninterrupted: Swee
             if calls == 8:
                 signal.raise_signal(signal.SIGINT)
 
-        with pytest.raises(train.Interrupted):
+        with pytest.raises(Interrupted):
             train_stack(stack, images(), stop=stop, advance=advance)
         assert stop.requested
         state = stack.load()
@@ -419,8 +426,8 @@ def test_no_two_processes_train_the_same_stack(tmp_path: Path) -> None:
 
 def test_a_loaded_model_is_the_trained_one(uninterrupted: SweepFolder) -> None:
     run = uninterrupted.config.runs()[1]
-    model = train.load_model(uninterrupted.run(run), PIXELS)
+    model = load_model(uninterrupted.run(run), PIXELS)
     assert isinstance(model, StackedVAE)
     assert model.temperatures.tolist() == pytest.approx([run.temperature])
     with pytest.raises(RecordError, match="do not fit"):
-        train.load_model(uninterrupted.run(run), PIXELS + 1)
+        load_model(uninterrupted.run(run), PIXELS + 1)

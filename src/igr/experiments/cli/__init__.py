@@ -35,36 +35,24 @@ from rich.table import Table
 import igr
 from igr.experiments import data
 from igr.experiments.cli import reproduce as cli_reproduce
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.files import write_atomically
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.runs import plots
-from igr.experiments.runs.records import (
-    RecordError,
-    RunFolder,
-    SweepFolder,
-    open_runs,
-    write_atomically,
-)
+from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
+from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.runs.train import load_model, train_stack
 from igr.experiments.training import evaluation
+from igr.experiments.training.compute import CPU, Compute, flushed_denormals, keep_memory
 from igr.experiments.training.config import (
     ARCHITECTURES,
-    ConfigError,
     RunConfig,
     SweepConfig,
     check_count,
     stacks,
 )
 from igr.experiments.training.objectives import ESTIMATORS, RELAXED
-from igr.experiments.training.trainer import (
-    CPU,
-    Compute,
-    Interrupted,
-    StopRequest,
-    flushed_denormals,
-    keep_memory,
-    load_model,
-    train_stack,
-)
 
 # Tables go to standard output; progress, notes and errors go to standard error.
 out = Console(highlight=False)

@@ -14,12 +14,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 
+from igr.experiments.errors import ConfigError
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper import report, results
 from igr.experiments.paper.plan import Entry, Options, nats
 from igr.experiments.paper.specs import ERRATA, SCALES, TABLES
 from igr.experiments.runs import engines
 from igr.experiments.runs.progress import duration
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import (
     Result,
     Sweep,
@@ -28,13 +30,8 @@ from igr.experiments.runs.sweep import (
     read_cells,
     write_tables,
 )
-from igr.experiments.training.config import (
-    ConfigError,
-    RunConfig,
-    check_choice,
-    check_count,
-)
-from igr.experiments.training.trainer import Compute, Interrupted
+from igr.experiments.training.compute import Compute
+from igr.experiments.training.config import RunConfig, check_choice, check_count
 
 __all__ = ["register"]
 

@@ -1,7 +1,4 @@
-r"""The other families of the paper's tables: both stick-breaking maps and two nested planar flows.
-
-Shapes are those of `igr.experiments.models.vae`: R runs, B images, K categories before N variables.
-"""
+"""The families of the paper's tables; shapes as in `igr.experiments.models.family`."""
 
 from __future__ import annotations
 
@@ -18,28 +15,128 @@ from torch.distributions import kl_divergence
 
 import igr
 from igr import functional
-from igr.experiments.models import vae as models
-from igr.experiments.models.vae import (
-    Family,
-    gaussian_sample,
-    hard_matched_loc,
-    tempered_softmax,
-    winner,
-)
+from igr.experiments.models.family import Family, gaussian_sample, tempered_softmax, winner
 
 __all__ = [
     "DIFFERENTIABLE",
     "FAMILIES",
     "GAUSSIAN",
+    "GumbelSoftmaxFamily",
     "PlanarFamily",
     "SharpStickBreakingFamily",
+    "SoftmaxIGRFamily",
     "StickBreakingFamily",
+    "hard_matched_loc",
     "hard_matched_stick",
 ]
 
 _DRAWS = 1000  # of each image's code, to estimate its recovered distribution
 _ADDED = 1e-6  # to each frequency, so that no category is ruled out
 _AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes
+
+
+@lru_cache(maxsize=32)
+def hard_matched_loc(num_categories: int) -> float:
+    """The location m, at scale 1, of `SoftmaxIGRFamily`'s prior."""
+    p = torch.tensor(num_categories ** (-1 / (num_categories - 1)), dtype=torch.float64)
+    return -torch.special.ndtri(p).item()
+
+
+@dataclass(frozen=True)
+class SoftmaxIGRFamily(Family):
+    r"""IGR-I: the softmax++ of a Gaussian (15), with closed-form KL (13).
+
+    The prior has scale 1 and the location m at which its hard samples are uniform (Prop. 2): with equal locations the
+    last category has probability :math:`\Phi(-m)^{K-1}`, so :math:`m = -\Phi^{-1}(K^{-1/(K-1)})`. Prior and posterior
+    share the temperature, which therefore drops out of their KL.
+    """
+
+    prior_loc: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prior_loc", hard_matched_loc(self.num_categories))
+
+    @property
+    def outputs_per_variable(self) -> int:
+        return 2 * (self.num_categories - 1)
+
+    @property
+    def noise_per_variable(self) -> int:
+        return self.num_categories - 1
+
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        out.normal_(generator=generator)
+
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y, kl = gaussian_sample(parameters, noise, self.prior_loc, self.sticking_the_landing)
+        return tempered_softmax(F.pad(y, (0, 0, 0, 1)), temperature), kl
+
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.SoftmaxIGR:
+        loc, log_scale = parameters.chunk(2, dim=-2)
+        return igr.SoftmaxIGR(loc.mT, log_scale.mT.exp(), temperature, validate_args=False)
+
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        q = self.distribution(parameters, temperature)
+        loc = torch.full_like(q.loc, self.prior_loc)
+        p = igr.SoftmaxIGR(loc, torch.ones_like(loc), temperature, validate_args=False)
+        return kl_divergence(q, p).sum(-1)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmaxFamily(Family):
+    r"""Gumbel-Softmax (5), with the Monte Carlo KL (9) to a uniform one of its own temperature.
+
+    Both densities are taken of log z, where low temperatures stay finite. At z = softmax(u), u = (logits + g) / t,
+    the density of temperature s and logits a is
+    :math:`\log (K-1)! + (K-1) \log s + \sum_k \log softmax(a - s u)_k`. For the posterior a - t u is -g: a function
+    of the noise alone, because logits only shift log z. So all of the KL's gradient comes through the prior.
+    """
+
+    @property
+    def outputs_per_variable(self) -> int:
+        return self.num_categories
+
+    @property
+    def noise_per_variable(self) -> int:
+        return self.num_categories
+
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        # Gumbel draws from uniforms; torch's exponential_ is several times slower. Zero can be drawn, one cannot.
+        tiny = torch.finfo(out.dtype).tiny
+        out.uniform_(generator=generator).clamp_min_(tiny).log_().neg_().log_().neg_()
+
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        prior, N = self.prior_temperature, noise.shape[-1]
+        scores = parameters + noise
+        log_p = torch.log_softmax(scores * (-prior / temperature), dim=-2).sum((-2, -1))
+        log_q: Tensor | float
+        if self.sticking_the_landing:
+            # Logits held constant less temperature times the sample: -noise, with the gradient of the path alone.
+            log_q = torch.log_softmax(parameters.detach() - scores, dim=-2).sum((-2, -1))
+        else:
+            log_q = N * self._mean_log_q
+        volume = N * (self.num_categories - 1) * torch.log(temperature[..., 0, 0] / prior)
+        return tempered_softmax(scores, temperature), log_q - log_p + volume
+
+    @property
+    def _mean_log_q(self) -> float:
+        r"""Mean of :math:`\sum_k \log softmax(-g)_k`: exp(-g) is exponential, the sum of K of them Gamma(K, 1)."""
+        K = self.num_categories
+        return -K * sum(1 / k for k in range(1, K))
+
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.GumbelSoftmax:
+        return igr.GumbelSoftmax(temperature, logits=parameters.mT, validate_args=False)
+
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        q = self.distribution(parameters, temperature)
+        p = igr.GumbelSoftmax(
+            self.prior_temperature, logits=torch.zeros_like(parameters.mT), validate_args=False
+        )
+        return igr.monte_carlo_kl(q, p, num_samples=num_samples).sum(-1)
 
 
 @lru_cache(maxsize=32)
@@ -318,7 +415,8 @@ class PlanarFamily(_MappedGaussian):
 
 
 FAMILIES: dict[str, type[Family]] = {
-    **models.FAMILIES,
+    "igr-i": SoftmaxIGRFamily,
+    "gs": GumbelSoftmaxFamily,
     "igr-planar": PlanarFamily,
     "igr-sb": StickBreakingFamily,
     "igr-sb-sharp": SharpStickBreakingFamily,

@@ -11,25 +11,17 @@ stick-breaking is applied once (erratum E9).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from igr.experiments.models.vae import (
-    Family,
-    Likelihood,
-    StackedModel,
-    draw_maps,
-    draw_stack,
-    stream,
-)
-from igr.experiments.training.evaluation import ImageScores, score_images
+from igr.experiments.models.family import Family
+from igr.experiments.models.likelihoods import Likelihood
+from igr.experiments.models.stacked import StackedModel, draw_maps, draw_stack
 
 __all__ = ["StackedSOP"]
 
-_ROWS = 1024  # samples pushed through the layers at once
 _LAYERS = ("first", "second", "output")
 
 
@@ -145,39 +137,3 @@ class StackedSOP(StackedModel):
         units = self.hard_units(0, first, noise[0])
         units = self.hard_units(1, self.parameters_of(1, units), noise[1])
         return self.decode(units).squeeze(0)
-
-
-@score_images.register
-@torch.no_grad()
-def _(
-    model: StackedSOP,
-    images: Tensor,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    first: int = 0,
-    kl_samples: int = 0,
-) -> ImageScores:
-    r""":math:`\log \frac 1 m \sum_i p(x_{\text{lower}} \mid h^{(i)})`, both layers drawn hard, by a stack of one.
-
-    There is no posterior, so bound and released estimate are the same, and the mean of log p stands for the ELBO. Image
-    i draws from the stream of ``seed`` and ``first + i`` alone.
-    """
-    log_likelihood = images.new_empty(len(images), samples)
-    for i, x in enumerate(images):
-        generator = stream(seed, "evaluation", first + i, device=images.device)
-        lower = model.halves(x)[1].unsqueeze(0)
-        for start in range(0, samples, _ROWS):
-            count = min(_ROWS, samples - start)
-            outputs = model.outputs_of_draws(x, count, generator).unsqueeze(0)
-            found = model.likelihood.log_prob_overwriting(outputs, lower)
-            log_likelihood[i, start : start + count] = found.squeeze(0)
-    bound = log_likelihood.logsumexp(1) - math.log(samples)
-    zero = torch.zeros_like(bound)
-    return ImageScores(
-        bound=bound,
-        released_estimate=bound,
-        elbo=log_likelihood.mean(1),
-        kl=zero,
-        relaxed_kl=zero,
-    )

@@ -22,20 +22,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.discrete import argmax_log_probs
-from igr.experiments.models.vae import stream
+from igr.experiments.errors import RecordError
+from igr.experiments.files import make_folder, read_json, write_atomically, write_json
 from igr.experiments.paper.specs import Approximation, ApproximationFigure, CurveFigure, Scale
-from igr.experiments.runs.records import (
-    FORMAT,
-    RecordError,
-    RunFolder,
-    make_folder,
-    read_json,
-    versions,
-    write_atomically,
-    write_json,
-)
+from igr.experiments.runs.records import FORMAT, RunFolder, versions
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Context, locked, tidy
-from igr.experiments.training.trainer import Interrupted
+from igr.experiments.streams import stream
 
 matplotlib.use("Agg")
 from matplotlib.axes import Axes

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.paper import figures
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.specs import (
@@ -25,9 +26,8 @@ from igr.experiments.paper.specs import (
     Scale,
     Table,
 )
-from igr.experiments.runs.records import RecordError
 from igr.experiments.runs.sweep import Cell, Job, cell_of, mean_and_spread, read_cells
-from igr.experiments.training.config import ConfigError, check_choice, check_count, check_positive
+from igr.experiments.training.config import check_choice, check_count, check_positive
 
 __all__ = [
     "Entry",

@@ -14,6 +14,7 @@ import jinja2
 
 import igr
 from igr.experiments import data
+from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, nats
@@ -26,7 +27,6 @@ from igr.experiments.paper.specs import (
     CurveFigure,
     Table,
 )
-from igr.experiments.runs.records import make_folder, write_atomically
 
 __all__ = ["render", "write"]
 

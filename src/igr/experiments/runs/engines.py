@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from igr.experiments.data import DataError
+from igr.experiments.errors import ConfigError, DataError, RecordError
+from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.runs.progress import Board, board
-from igr.experiments.runs.records import RecordError, make_folder, write_atomically
+from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.sweep import Context, Job, work
-from igr.experiments.training.config import ConfigError
-from igr.experiments.training.trainer import CPU, Compute, Interrupted, StopRequest, keep_memory
+from igr.experiments.training.compute import CPU, Compute, keep_memory
 
 __all__ = ["ENGINES", "cores", "run"]
 

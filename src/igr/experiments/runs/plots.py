@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from igr.experiments.files import write_atomically
 from igr.experiments.models.sop import StackedSOP
-from igr.experiments.models.vae import StackedModel, StackedVAE, stream
-from igr.experiments.runs.records import RunFolder, SweepFolder, write_atomically
+from igr.experiments.models.stacked import StackedModel
+from igr.experiments.models.vae import StackedVAE
+from igr.experiments.runs.records import RunFolder, SweepFolder
+from igr.experiments.streams import stream
 from igr.experiments.training.evaluation import draw_categories
 
 matplotlib.use("Agg")

@@ -25,12 +25,9 @@ import contextlib
 import csv
 import datetime
 import hashlib
-import io
 import json
-import os
 import platform
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,97 +39,24 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import igr
-from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.files import (
+    make_folder,
+    read_json,
+    reason,
+    remove_temporary,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+from igr.experiments.training.config import RunConfig, SweepConfig
 
-__all__ = [
-    "FORMAT",
-    "RecordError",
-    "RunFolder",
-    "SweepFolder",
-    "make_folder",
-    "open_runs",
-    "read_json",
-    "versions",
-    "write_atomically",
-    "write_csv",
-    "write_json",
-]
+__all__ = ["FORMAT", "RunFolder", "Stack", "SweepFolder", "open_runs", "versions"]
 
 FORMAT = 1
 """Version of the layout above; a reader refuses any other."""
 
 _LOCK = ".lock"
-
-
-class RecordError(Exception):
-    """A folder or file that cannot be used or written; the message is one line meant for the user."""
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""
-    data = content.encode() if isinstance(content, str) else content
-    try:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
-            # Not by tempfile, whose files nobody else may read.
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RecordError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _remove_temporary(folder: Path, name: str = "") -> None:
-    """Remove what a killed `write_atomically` left; the caller makes sure that no other process is writing."""
-    for stale in folder.glob(f".{name}*.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder, and those it lies in, unless they are there."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(f"cannot create folder {path}: {_reason(error)}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file by `value` as JSON."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds."""
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
-    except ValueError as error:
-        raise RecordError(f"{path} is damaged: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{path} is damaged: expected a JSON object")
-    return value
 
 
 def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
@@ -148,27 +72,12 @@ def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any
         raise RecordError(f"{path}: {error}") from error
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV; columns in the order of first appearance."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Replace a file by a table."""
-    write_atomically(path, _csv(rows))
-
-
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except OSError as error:
-        raise RecordError(f"cannot read {path}: {_reason(error)}") from error
+        raise RecordError(f"cannot read {path}: {reason(error)}") from error
     except SafetensorError as error:
         raise RecordError(f"{path} is damaged ({error}); delete it to start again") from error
 
@@ -205,7 +114,7 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace ``metrics.csv``."""
-        write_atomically(self.path / "metrics.csv", _csv(rows))
+        write_csv(self.path / "metrics.csv", rows)
 
     def metrics(self) -> list[dict[str, float]]:
         """The rows of ``metrics.csv``."""
@@ -214,7 +123,7 @@ class RunFolder:
                 return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
         except OSError as error:
             raise RecordError(
-                f"cannot read {self.path / 'metrics.csv'}: {_reason(error)}"
+                f"cannot read {self.path / 'metrics.csv'}: {reason(error)}"
             ) from error
 
     @property
@@ -287,14 +196,14 @@ class SweepFolder:
         """Take the files that all runs share for this process alone, if need be waiting until they are free."""
         try:
             with filelock.FileLock(self.path / _LOCK, timeout=60):
-                _remove_temporary(self.path)
+                remove_temporary(self.path)
                 yield
         except filelock.Timeout as error:
             raise RecordError(
                 f"another process has held {self.path / _LOCK} for a minute"
             ) from error
         except OSError as error:
-            raise RecordError(f"cannot lock {self.path / _LOCK}: {_reason(error)}") from error
+            raise RecordError(f"cannot lock {self.path / _LOCK}: {reason(error)}") from error
 
     @property
     def config(self) -> SweepConfig:
@@ -321,7 +230,7 @@ class SweepFolder:
                 f"another process is training {stack.path.stem} in {self.path}"
             ) from error
         except OSError as error:
-            raise RecordError(f"cannot lock {lock.lock_file}: {_reason(error)}") from error
+            raise RecordError(f"cannot lock {lock.lock_file}: {reason(error)}") from error
         try:
             stack.tidy()
             yield stack
@@ -331,7 +240,7 @@ class SweepFolder:
     def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
         """Replace ``results.csv``."""
         with self.writing():
-            write_atomically(self.path / "results.csv", _csv(rows))
+            write_csv(self.path / "results.csv", rows)
 
     def write_picture(self, name: str, png: bytes) -> None:
         """Replace a picture of the whole sweep."""
@@ -347,7 +256,7 @@ class SweepFolder:
             for name in ("results.csv", "curves.png", "config.json", *others, _LOCK):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
-            raise RecordError(f"cannot clear {self.path}: {_reason(error)}") from error
+            raise RecordError(f"cannot clear {self.path}: {reason(error)}") from error
 
 
 class Stack:
@@ -363,8 +272,8 @@ class Stack:
     def tidy(self) -> None:
         """Remove temporary files that a killed process left."""
         for folder in self.folders:
-            _remove_temporary(folder.path)
-        _remove_temporary(self.path.parent, self.path.name)
+            remove_temporary(folder.path)
+        remove_temporary(self.path.parent, self.path.name)
 
     @property
     def finished(self) -> bool:

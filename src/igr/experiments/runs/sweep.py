@@ -34,31 +34,16 @@ import filelock
 from torch import Tensor
 
 from igr.experiments import data
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.files import make_folder, read_json, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
 from igr.experiments.runs.progress import Reporter
-from igr.experiments.runs.records import (
-    FORMAT,
-    RecordError,
-    RunFolder,
-    Stack,
-    SweepFolder,
-    make_folder,
-    read_json,
-    versions,
-    write_csv,
-    write_json,
-)
+from igr.experiments.runs.records import FORMAT, RunFolder, Stack, SweepFolder, versions
+from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.runs.train import load_model, select_runs, train_stack
 from igr.experiments.training import evaluation
-from igr.experiments.training.config import ConfigError, RunConfig, SweepConfig, check_count, stacks
-from igr.experiments.training.trainer import (
-    CPU,
-    Compute,
-    Interrupted,
-    StopRequest,
-    load_model,
-    select_runs,
-    train_stack,
-)
+from igr.experiments.training.compute import CPU, Compute
+from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
 
 __all__ = [
     "Busy",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
 from igr.experiments.training.objectives import ESTIMATORS, RELAXED
 
@@ -20,10 +21,6 @@ ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 25
 
 The last is no autoencoder but structured output prediction, see `igr.experiments.models.sop`.
 """
-
-
-class ConfigError(ValueError):
-    """A setting that makes no sense; the message is one line meant for the user."""
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

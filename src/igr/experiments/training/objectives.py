@@ -18,7 +18,8 @@ from torch.distributions import OneHotCategorical
 
 from igr import estimators
 from igr.estimators import Estimator
-from igr.experiments.models.vae import StackedVAE, stream
+from igr.experiments.models.vae import StackedVAE
+from igr.experiments.streams import stream
 
 __all__ = ["ESTIMATORS", "RELAXED", "Estimated", "Objective", "Relaxed", "Setting"]
 

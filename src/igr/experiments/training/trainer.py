@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import math
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
 from igr.experiments.models.sop import StackedSOP
-from igr.experiments.models.vae import StackedModel, StackedVAE, stream
-from igr.experiments.runs.records import RecordError, RunFolder, Stack
+from igr.experiments.models.stacked import StackedModel
+from igr.experiments.models.vae import StackedVAE
+from igr.experiments.streams import stream
 from igr.experiments.training import config as config_module
 from igr.experiments.training.compiled import compile_gradient
-from igr.experiments.training.config import ConfigError, RunConfig
+from igr.experiments.training.compute import flushed_denormals
+from igr.experiments.training.config import RunConfig
 from igr.experiments.training.graphs import GraphedStep, Step
 from igr.experiments.training.objectives import ESTIMATORS, Estimated, Objective, Relaxed, Setting
 
-__all__ = [
-    "CPU",
-    "METRICS",
-    "Compute",
-    "EpochStopped",
-    "Interrupted",
-    "StackTrainer",
-    "StopRequest",
-    "build",
-    "flushed_denormals",
-    "keep_memory",
-    "load_model",
-    "select_runs",
-    "train_stack",
-]
+__all__ = ["METRICS", "EpochStopped", "StackTrainer", "build"]
 
 METRICS = ("elbo", "log_likelihood", "kl")
 """What is recorded of each epoch: means over the training images, in nats per image."""
@@ -47,54 +29,6 @@ METRICS = ("elbo", "log_likelihood", "kl")
 _MODELS: dict[str, type[StackedVAE] | type[StackedSOP]] = {"sop": StackedSOP}
 
 _BLOCK = 32  # steps whose noise is drawn at once; part of what a seed means
-_METRICS_EVERY = 10.0  # seconds
-_SAVING_SHARE = 0.25  # the most that saving may take of the time that training does
-
-
-@contextlib.contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Take numbers below the smallest normal one as zero, on the CPU, for this thread and those it starts.
-
-    At low temperatures most relaxed samples have such coordinates, and so in time have Adam's moments; computing with
-    them makes a step at temperature 0.01 almost three times as slow.
-    """
-    before = bool(torch.tensor(1e-40) * 0.5 == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and how runs are computed.
-
-    Compiled code changes results by rounding alone; another device draws other random numbers.
-
-    Attributes:
-        device: as torch names it.
-        compiled: whether relaxed objectives go through ``torch.compile``.
-    """
-
-    device: str = "cpu"
-    compiled: bool = False
-
-
-CPU = Compute()
-
-
-def keep_memory() -> None:
-    """Have glibc's malloc keep what is freed, for the rest of this process; for commands and their workers.
-
-    Blocks beyond 32 MB, such as the gradients of 50 runs, it gives back to the system at once, which then has to map
-    and clear them anew in every step: a tenth of a step on one thread, a third on two.
-    """
-    trim_threshold, mmap_max = -1, -4  # glibc's numbers for these options
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 class EpochStopped(Exception):  # noqa: N818
@@ -371,153 +305,3 @@ class StackTrainer:
                     key: state[f"{key}.{name}"].to(self.device, copy=True)
                     for key in ("step", *moments)
                 }
-
-
-def load_model(
-    folder: RunFolder, num_pixels: int, device: torch.device | str = "cpu"
-) -> StackedModel:
-    """The trained model of a run, a stack of one."""
-    model, weights = build([folder.config], num_pixels, device=device), folder.weights()
-    expected = {name: value.shape for name, value in model.tensors.items()}
-    if {name: value.shape for name, value in weights.items()} != expected:
-        raise RecordError(
-            f"{folder.path}: the weights do not fit the run's configuration and data set"
-        )
-    weights = {name: value.to(device) for name, value in weights.items()}
-    return model.with_tensors(weights, model.temperatures)
-
-
-def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tensor]:
-    """The state of some of a stack's runs, as `train_stack` saved it, as the state of a stack of these alone."""
-    selected = {}
-    for name, value in state.items():
-        kind, _, rest = name.partition(".")
-        if rest.startswith(
-            "estimator."
-        ):  # every run has one of its own, and its number in the name
-            _, run, part = rest.split(".", 2)
-            if int(run) in runs:
-                selected[f"{kind}.estimator.{runs.index(int(run))}.{part}"] = value
-        elif kind in ("epoch", "step"):
-            selected[name] = value
-        else:
-            selected[name] = value[:, runs] if kind == "metrics" else value[runs]
-    return selected
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Training was asked to stop, and all finished epochs are saved."""
-
-
-class StopRequest:
-    """Turns the first Ctrl-C (or SIGTERM) into a request to stop where nothing is lost; the second one stops at once.
-
-    >>> with StopRequest() as stop:
-    ...     stop.requested
-    False
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        # Python delivers signals to the main thread alone.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-def train_stack(
-    stack: Stack,
-    data: Tensor,
-    *,
-    compute: Compute = CPU,
-    stop: StopRequest | None = None,
-    advance: Callable[[], object] = lambda: None,
-    epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
-    test: Tensor | None = None,
-    begin: dict[str, Tensor] | None = None,
-) -> None:
-    """Train a claimed stack to its end, from its last saved epoch if there is one, else from the state `begin`.
-
-    The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
-    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
-    relaxed models' ELBO on those images besides: that is for curves of it, and nothing is chosen by it.
-
-    Raises:
-        Interrupted: if `stop` asks for it; what was finished has been saved.
-    """
-    if stack.finished:
-        return
-    stop = stop or StopRequest()
-    trainer = StackTrainer(stack.runs, data, device=compute.device, compiled=compute.compiled)
-    history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
-    state = stack.load()
-    if state is None:
-        stack.create()
-        state = begin
-    if state is not None:
-        try:
-            history = state.pop("metrics")
-            trainer.load_state(state)
-        except (KeyError, ValueError) as error:
-            raise RecordError(
-                f"{stack.path} is damaged ({error}); delete it to start again"
-            ) from error
-        epoch_done(trainer.epoch, history[-1])
-    saved, saving, training = trainer.epoch, 0.0, 0.0
-    written = -math.inf
-    before = history[-1, 0, -1].item() if len(history) else 0.0
-    epochs = stack.runs[0].epochs
-
-    def nothing_to_lose() -> bool:
-        return stop.requested and saved == trainer.epoch
-
-    while trainer.epoch < epochs:
-        start = time.perf_counter()
-        try:
-            metrics = trainer.train_epoch(advance, nothing_to_lose)
-        except EpochStopped:
-            raise Interrupted(trainer.epoch) from None
-        training += time.perf_counter() - start
-        seconds = torch.full((len(stack.runs), 1), before + training)
-        columns = [metrics.float(), seconds]
-        if test is not None:
-            columns.insert(1, trainer.relaxed_elbo(test).float().unsqueeze(1))
-        history = torch.cat([history, torch.cat(columns, 1).unsqueeze(0)])
-        epoch_done(trainer.epoch, history[-1])
-        start = time.perf_counter()
-        last = stop.requested or trainer.epoch == epochs
-        if last or saving <= _SAVING_SHARE * training:
-            stack.save({**trainer.state(), "metrics": history})
-            saved = trainer.epoch
-            if last or start - written > _METRICS_EVERY:
-                stack.write_metrics(_rows(history))
-                written = start
-            saving += time.perf_counter() - start
-    stack.write_metrics(_rows(history))
-    stack.finish(
-        lambda r: {
-            k: v.detach().cpu().contiguous() for k, v in trainer.model.run(r).tensors.items()
-        }
-    )
-
-
-def _rows(history: Tensor) -> list[list[dict[str, float]]]:
-    """The metrics of each run, one row for each epoch."""
-    names = (*METRICS, *["test_elbo"] * (history.shape[-1] - len(METRICS) - 1), "seconds")
-    return [
-        [{"epoch": i + 1, **dict(zip(names, row, strict=True))} for i, row in enumerate(each)]
-        for each in history.transpose(0, 1).tolist()
-    ]

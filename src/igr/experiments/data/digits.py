@@ -1,0 +1,46 @@
+"""scikit-learn's digits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from igr.experiments.data.source import Bytes, Files, Source, Split
+
+__all__ = ["Digits"]
+
+
+@dataclass(frozen=True)
+class Digits(Source):
+    """scikit-learn's 1,797 digits of 8x8 pixels with 17 grey levels: embedded, so no file is needed.
+
+    The digits lie in the order of those who wrote them, so they are shuffled, once and for all; the last
+    297 are the test set.
+    """
+
+    shape = (8, 8)
+    binary = True
+    held_out = 300
+    citation = "E. Alpaydin and C. Kaynak. Optical Recognition of Handwritten Digits. UCI, 1998."
+    num_test = 297
+
+    def _pick(self, split: Split, values: npt.NDArray[Any]) -> Bytes:
+        # RandomState, since numpy promises that its numbers never change.
+        order = np.random.RandomState(0).permutation(len(values))
+        chosen = order[: -self.num_test] if split == "train" else order[-self.num_test :]
+        return values[chosen].astype(np.uint8)
+
+    def images(self, split: Split, files: Files) -> Bytes:
+        """Pixels of at least 8 of 16."""
+        from sklearn.datasets import load_digits
+
+        return self._pick(split, load_digits().data >= 8)
+
+    def labels(self, split: Split, files: Files) -> Bytes:
+        """The digit of each image."""
+        from sklearn.datasets import load_digits
+
+        return self._pick(split, load_digits().target)

@@ -1,0 +1,138 @@
+"""Training a stack to its end with its records, from where it was left, and the models that came out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from igr.experiments.errors import RecordError
+from igr.experiments.models.stacked import StackedModel
+from igr.experiments.runs.records import RunFolder, Stack
+from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.training.compute import CPU, Compute
+from igr.experiments.training.trainer import METRICS, EpochStopped, StackTrainer, build
+
+__all__ = ["load_model", "select_runs", "train_stack"]
+
+_METRICS_EVERY = 10.0  # seconds
+_SAVING_SHARE = 0.25  # the most that saving may take of the time that training does
+
+
+def load_model(
+    folder: RunFolder, num_pixels: int, device: torch.device | str = "cpu"
+) -> StackedModel:
+    """The trained model of a run, a stack of one."""
+    model, weights = build([folder.config], num_pixels, device=device), folder.weights()
+    expected = {name: value.shape for name, value in model.tensors.items()}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise RecordError(
+            f"{folder.path}: the weights do not fit the run's configuration and data set"
+        )
+    weights = {name: value.to(device) for name, value in weights.items()}
+    return model.with_tensors(weights, model.temperatures)
+
+
+def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tensor]:
+    """The state of some of a stack's runs, as `train_stack` saved it, as the state of a stack of these alone."""
+    selected = {}
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        if rest.startswith("estimator."):
+            # Every run has one of its own, and its number in the name.
+            _, run, part = rest.split(".", 2)
+            if int(run) in runs:
+                selected[f"{kind}.estimator.{runs.index(int(run))}.{part}"] = value
+        elif kind in ("epoch", "step"):
+            selected[name] = value
+        else:
+            selected[name] = value[:, runs] if kind == "metrics" else value[runs]
+    return selected
+
+
+def train_stack(
+    stack: Stack,
+    data: Tensor,
+    *,
+    compute: Compute = CPU,
+    stop: StopRequest | None = None,
+    advance: Callable[[], object] = lambda: None,
+    epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
+    test: Tensor | None = None,
+    begin: dict[str, Tensor] | None = None,
+) -> None:
+    """Train a claimed stack to its end, from its last saved epoch if there is one, else from the state `begin`.
+
+    The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
+    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
+    relaxed models' ELBO on those images besides: that is for curves of it, and nothing is chosen by it.
+
+    Raises:
+        Interrupted: if `stop` asks for it; what was finished has been saved.
+    """
+    if stack.finished:
+        return
+    stop = stop or StopRequest()
+    trainer = StackTrainer(stack.runs, data, device=compute.device, compiled=compute.compiled)
+    history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
+    state = stack.load()
+    if state is None:
+        stack.create()
+        state = begin
+    if state is not None:
+        try:
+            history = state.pop("metrics")
+            trainer.load_state(state)
+        except (KeyError, ValueError) as error:
+            raise RecordError(
+                f"{stack.path} is damaged ({error}); delete it to start again"
+            ) from error
+        epoch_done(trainer.epoch, history[-1])
+    saved, saving, training = trainer.epoch, 0.0, 0.0
+    written = -math.inf
+    before = history[-1, 0, -1].item() if len(history) else 0.0
+    epochs = stack.runs[0].epochs
+
+    def nothing_to_lose() -> bool:
+        return stop.requested and saved == trainer.epoch
+
+    while trainer.epoch < epochs:
+        start = time.perf_counter()
+        try:
+            metrics = trainer.train_epoch(advance, nothing_to_lose)
+        except EpochStopped:
+            raise Interrupted(trainer.epoch) from None
+        training += time.perf_counter() - start
+        seconds = torch.full((len(stack.runs), 1), before + training)
+        columns = [metrics.float(), seconds]
+        if test is not None:
+            columns.insert(1, trainer.relaxed_elbo(test).float().unsqueeze(1))
+        history = torch.cat([history, torch.cat(columns, 1).unsqueeze(0)])
+        epoch_done(trainer.epoch, history[-1])
+        start = time.perf_counter()
+        last = stop.requested or trainer.epoch == epochs
+        if last or saving <= _SAVING_SHARE * training:
+            stack.save({**trainer.state(), "metrics": history})
+            saved = trainer.epoch
+            if last or start - written > _METRICS_EVERY:
+                stack.write_metrics(_rows(history))
+                written = start
+            saving += time.perf_counter() - start
+    stack.write_metrics(_rows(history))
+    stack.finish(
+        lambda r: {
+            k: v.detach().cpu().contiguous() for k, v in trainer.model.run(r).tensors.items()
+        }
+    )
+
+
+def _rows(history: Tensor) -> list[list[dict[str, float]]]:
+    """The metrics of each run, one row for each epoch."""
+    names = (*METRICS, *["test_elbo"] * (history.shape[-1] - len(METRICS) - 1), "seconds")
+    return [
+        [{"epoch": i + 1, **dict(zip(names, row, strict=True))} for i, row in enumerate(each)]
+        for each in history.transpose(0, 1).tolist()
+    ]
