@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from igr.experiments.files import make_folder, write_atomically, write_csv
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
-from igr.experiments.runs.records import make_folder, write_atomically, write_csv
 from igr.experiments.runs.sweep import Cell, Job, read_cells
 
 __all__ = ["adopt", "collect", "discard", "folder", "results"]
