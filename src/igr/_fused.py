@@ -60,8 +60,11 @@ class _IGRSoftmax(torch.autograd.Function):
         torch.addcmul(loc, scale, noise, out=y)
         y.div_(temperature)
         x.narrow(dim, n, 1).fill_(last)
-        exp_nonpositive_(x.sub_(x.amax(dim, keepdim=True)))
-        z = x.div_(x.sum(dim, keepdim=True))
+        if dim % loc.dim() == loc.dim() - 1:
+            exp_nonpositive_(x.sub_(x.amax(dim, keepdim=True)))
+            z = x.div_(x.sum(dim, keepdim=True))
+        else:
+            z = torch.softmax(x, dim)
         ctx.temperature, ctx.dim = temperature, dim
         ctx.save_for_backward(z, noise)
         return z
@@ -70,16 +73,27 @@ class _IGRSoftmax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, noise = ctx.saved_tensors
         n = noise.shape[ctx.dim]
-        z_first, z_last = z.split([n, 1], ctx.dim)
-        grad_first, grad_last = grad.split([n, 1], ctx.dim)
-        weighted = z_first * grad_first
-        total = weighted.sum(ctx.dim, keepdim=True) + z_last * grad_last
         if torch.is_grad_enabled():
+            z_first, z_last = z.split([n, 1], ctx.dim)
+            grad_first, grad_last = grad.split([n, 1], ctx.dim)
+            weighted = z_first * grad_first
+            total = weighted.sum(ctx.dim, keepdim=True) + z_last * grad_last
             grad_y = (weighted - z_first * total) / ctx.temperature
         else:
-            grad_y = weighted.addcmul_(z_first, total, value=-1).div_(ctx.temperature)
+            grad_y = _softmax_backward(grad, z, ctx.dim, n).div_(ctx.temperature)
         grad_scale = grad_y * noise if ctx.needs_input_grad[1] else None
         return grad_y, grad_scale, None, None, None, None
+
+
+def _softmax_backward(grad: Tensor, z: Tensor, dim: int, n: int) -> Tensor:
+    """The first n entries along `dim` of a softmax's gradient."""
+    if dim % z.dim() != z.dim() - 1:
+        return torch._softmax_backward_data(grad, z, dim, z.dtype).narrow(dim, 0, n)
+    z_first, z_last = z.split([n, 1], dim)
+    grad_first, grad_last = grad.split([n, 1], dim)
+    weighted = z_first * grad_first
+    total = weighted.sum(dim, keepdim=True) + z_last * grad_last
+    return weighted.addcmul_(z_first, total, value=-1)
 
 
 def igr_softmax(

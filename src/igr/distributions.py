@@ -728,7 +728,7 @@ class GumbelSoftmax(Relaxation):
         logits = functional.full_precision(self.logits)
         shape = (*sample_shape, *logits.shape)
         noise = functional.gumbel_sample(shape, logits.dtype, logits.device)
-        return functional.temper(logits + noise, self.temperature, self.allowed), noise
+        return functional.temper(logits + noise, self.temperature), noise
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._cast(functional.softmax(self._draw(sample_shape)[0]))

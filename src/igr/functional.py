@@ -6,13 +6,16 @@ remainder :math:`1 - \sum_k w_k` included, so that nothing is lost where a weigh
 are computed, and their logarithms returned, in float32.
 
 Shapes: ``y`` is ``(*batch, K-1)``, log-weights are ``(*batch, K)``; ``temperature`` and ``delta`` are numbers or
-tensors that broadcast against ``batch``.
+tensors that broadcast against ``batch``. The categories may be along any other dimension, which all functions but
+`straight_through` and `gumbel_noise` take as `dim` and work along without moving it; ``batch`` is then the shape
+without `dim`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +25,9 @@ from igr import _checks, _fused
 from igr._exp import exp_nonpositive
 
 __all__ = [
+    "exp_concrete_log_prob",
     "gaussian_kl",
+    "gaussian_log_prob",
     "gumbel_noise",
     "gumbel_softmax",
     "igr_softmax",
@@ -37,9 +42,11 @@ __all__ = [
     "planar",
     "planar_igr_softmax",
     "planar_inverse",
+    "sharp_stick_breaking",
     "sharp_stick_breaking_igr_softmax",
     "softmax_plus_plus",
     "stick_breaking_igr_softmax",
+    "stick_breaking_softmax_plus_plus",
     "straight_through",
 ]
 
@@ -49,19 +56,53 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def lift(value: float | Tensor) -> float | Tensor:
-    """A per-batch value made to broadcast against ``(*batch, K)``."""
-    # A scalar tensor broadcasts as it is, and so leaves the dtype alone.
-    return value.unsqueeze(-1) if isinstance(value, Tensor) and value.dim() else value
+def _full_precision(x: float | Tensor) -> Any:
+    """A number, or a tensor in `full_precision`."""
+    return full_precision(x) if isinstance(x, Tensor) else x
 
 
-def temper(logits: Tensor, temperature: float | Tensor, allowed: Tensor | None = None) -> Tensor:
-    """``logits / temperature``, where those that are not allowed are -inf."""
-    if allowed is None or not isinstance(temperature, Tensor):
-        return logits / lift(temperature)
+def lift(value: float | Tensor, dim: int = -1) -> float | Tensor:
+    """A per-batch value made to broadcast against a shape with the categories along `dim`, counted from the end."""
+    # What has no dimension before `dim`, as a scalar, broadcasts as it is, and so leaves the dtype alone.
+    return value.unsqueeze(dim) if isinstance(value, Tensor) and value.dim() >= -dim else value
+
+
+def _from_the_end(dim: int, x: Tensor) -> int:
+    """The dimension `dim` of x as a negative number."""
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"dim: expected a dimension of shape {tuple(x.shape)}, got {dim}")
+    return dim if dim < 0 else dim - x.dim()
+
+
+def _first(x: Tensor, dim: int) -> Tensor:
+    """All entries along `dim` but the last."""
+    return x.narrow(dim, 0, x.shape[dim] - 1)
+
+
+def _last(x: Tensor, dim: int) -> Tensor:
+    """The last entry along `dim`, which is kept."""
+    return x.narrow(dim, x.shape[dim] - 1, 1)
+
+
+def _mask(allowed: Tensor, dim: int) -> Tensor:
+    """A mask of K entries along `dim`; a vector is the same for the whole batch."""
+    return allowed.reshape(-1, *(1,) * (-dim - 1)) if allowed.dim() == 1 else allowed
+
+
+def temper(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+    """``logits / temperature``, the categories along `dim`, counted from the end."""
+    temperature = lift(temperature, dim)
+    if not _is_differentiated(temperature):
+        return logits / temperature
     # -inf / temperature would give the temperature a gradient of NaN.
-    scaled = logits.masked_fill(~allowed, 0.0) / lift(temperature)
-    return scaled.masked_fill(~allowed, -torch.inf)
+    ruled_out = logits == -torch.inf
+    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -torch.inf)
+
+
+def _is_differentiated(value: float | Tensor) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return value.requires_grad or torch.autograd.forward_ad._current_level >= 0
 
 
 def log(value: float | Tensor) -> float | Tensor:
@@ -69,47 +110,75 @@ def log(value: float | Tensor) -> float | Tensor:
     return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
-def _rows_are_short(x: Tensor) -> bool:
-    # torch's CPU softmax is slow over short rows: 10 entries take ten times what these elementwise steps take.
-    return x.shape[-1] <= 32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+def _rows_are_short(x: Tensor, dim: int) -> bool:
+    # torch's CPU softmax is slow over short rows, and quick along any other dimension than the last: 10 entries take
+    # ten times what these elementwise steps take.
+    if dim != -1 or torch.compiler.is_compiling():
+        return False
+    return x.shape[-1] <= 32 and x.device.type == "cpu"
 
 
-def softmax(x: Tensor) -> Tensor:
-    """Softmax over the last dimension, quick over short rows too."""
-    if not _rows_are_short(x):
-        return torch.softmax(x, -1)
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Softmax along `dim`, counted from the end, quick over short rows too."""
+    if not _rows_are_short(x, dim):
+        return torch.softmax(x, dim)
     weights = exp_nonpositive(x - x.detach().amax(-1, keepdim=True))
     return weights / weights.sum(-1, keepdim=True)
 
 
-def log_softmax(x: Tensor) -> Tensor:
-    """Log-softmax over the last dimension, quick over short rows too."""
-    if not _rows_are_short(x):
-        return torch.log_softmax(x, -1)
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Log-softmax along `dim`, counted from the end, quick over short rows too."""
+    if not _rows_are_short(x, dim):
+        return torch.log_softmax(x, dim)
     shifted = x - x.detach().amax(-1, keepdim=True)
     return shifted - exp_nonpositive(shifted).sum(-1, keepdim=True).log()
 
 
-def _append(y: Tensor, last: float | Tensor) -> Tensor:
-    """``y`` with one more entry, the same along the batch or one for each element of it."""
+def tempered_softmax(scores: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+    """Softmax of ``scores / temperature`` along `dim`, counted from the end."""
+    if not torch.compiler.is_compiling():
+        return softmax(temper(scores, temperature, dim), dim)
+    # This way round no code is made for temperatures below zero, which takes longer than the softmax.
+    scores = scores - scores.detach().amax(dim, keepdim=True)
+    weights = temper(scores, temperature, dim).exp()
+    return weights / weights.sum(dim, keepdim=True)
+
+
+def _append(y: Tensor, last: float | Tensor, dim: int) -> Tensor:
+    """``y`` with one more entry along `dim`, the same along the batch or one for each element of it."""
     if not isinstance(last, Tensor):
-        return F.pad(y, (0, 1), value=last)
-    last = torch.as_tensor(last, dtype=y.dtype, device=y.device).unsqueeze(-1)
-    batch = torch.broadcast_shapes(y.shape[:-1], last.shape[:-1])
-    return torch.cat([y.expand(*batch, -1), last.expand(*batch, 1)], dim=-1)
+        return F.pad(y, (*(0, 0) * (-dim - 1), 0, 1), value=last)
+    last = last.to(y)
+    last = last.unsqueeze(dim) if last.dim() >= -dim else last
+    shape = list(torch.broadcast_shapes(y.narrow(dim, 0, 1).shape, last.shape))
+    last = last.expand(shape)
+    shape[dim] = y.shape[dim]
+    return torch.cat([y.expand(shape), last], dim)
 
 
-def _softmax_plus_plus_logits(
-    y: Tensor, temperature: float | Tensor, delta: float | Tensor, allowed: Tensor | None
-) -> Tensor:
-    logits = _append(full_precision(y) / lift(temperature), log(delta))
-    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+def _softmax_plus_plus_scores(
+    y: Tensor,
+    temperature: float | Tensor,
+    delta: float | Tensor,
+    allowed: Tensor | None,
+    dim: int,
+) -> tuple[Tensor, float | Tensor]:
+    """Scores, and what to divide them by before their softmax is taken."""
+    y = full_precision(y)
+    if not isinstance(delta, Tensor) and delta == 1:
+        scores = _append(y, 0.0, dim)
+    else:
+        scores, temperature = _append(temper(y, temperature, dim), log(delta), dim), 1.0
+    if allowed is not None:
+        scores = scores.masked_fill(~_mask(allowed, dim), -torch.inf)
+    return scores, temperature
 
 
 def softmax_plus_plus(
     y: Tensor,
     temperature: float | Tensor = 1.0,
     delta: float | Tensor = 1.0,
+    dim: int = -1,
     *,
     allowed: Tensor | None = None,
 ) -> Tensor:
@@ -122,7 +191,8 @@ def softmax_plus_plus(
         y: shape ``(*batch, K-1)``.
         temperature: :math:`\tau > 0`.
         delta: :math:`\delta > 0`.
-        allowed: boolean, broadcasts against ``(*batch, K)``; a category that is not allowed gets exactly 0.
+        dim: dimension of the categories.
+        allowed: boolean, K entries, or K along `dim` for each element; a category that is not allowed gets exactly 0.
 
     Returns:
         ``(*batch, K)``, summing to one, in the dtype of ``y``.
@@ -132,13 +202,16 @@ def softmax_plus_plus(
     >>> softmax_plus_plus(torch.tensor([0.0, 0.0]), temperature=0.5, delta=2.0)
     tensor([0.2500, 0.2500, 0.5000])
     """
-    return softmax(_softmax_plus_plus_logits(y, temperature, delta, allowed)).to(y.dtype)
+    dim = _from_the_end(dim, y)
+    scores, temperature = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    return tempered_softmax(scores, temperature, dim).to(y.dtype)
 
 
 def log_softmax_plus_plus(
     y: Tensor,
     temperature: float | Tensor = 1.0,
     delta: float | Tensor = 1.0,
+    dim: int = -1,
     *,
     allowed: Tensor | None = None,
 ) -> Tensor:
@@ -153,11 +226,13 @@ def log_softmax_plus_plus(
     >>> log_softmax_plus_plus(torch.tensor([1000.0]), temperature=0.1)
     tensor([     0., -10000.])
     """
-    return log_softmax(_softmax_plus_plus_logits(y, temperature, delta, allowed))
+    dim = _from_the_end(dim, y)
+    scores, temperature = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    return log_softmax(temper(scores, temperature, dim), dim)
 
 
 def log_softmax_plus_plus_inverse(
-    log_z: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0
+    log_z: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0, dim: int = -1
 ) -> Tensor:
     r"""Inverse of `log_softmax_plus_plus`: :math:`y_k = \tau (\log z_k - \log z_K + \log \delta)`.
 
@@ -165,10 +240,12 @@ def log_softmax_plus_plus_inverse(
     >>> torch.allclose(log_softmax_plus_plus_inverse(log_softmax_plus_plus(y, 0.1), 0.1), y)
     True
     """
-    return lift(temperature) * (log_z[..., :-1] - log_z[..., -1:] + lift(log(delta)))
+    dim = _from_the_end(dim, log_z)
+    ratio = _first(log_z, dim) - _last(log_z, dim)
+    return lift(temperature, dim) * (ratio + lift(log(delta), dim))
 
 
-def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
+def log_stick_breaking(y: Tensor, dim: int = -1, *, allowed: Tensor | None = None) -> Tensor:
     r"""Log-weights of the stick broken at sigmoid(y).
 
     .. math:: w_k = \sigma(y_k) \prod_{i<k} (1 - \sigma(y_i)), \qquad
@@ -178,8 +255,9 @@ def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
 
     Args:
         y: shape ``(*batch, K-1)``.
-        allowed: boolean, broadcasts against ``(*batch, K)``; a category that is not allowed breaks nothing off, and
-            the last allowed one takes what is left.
+        dim: dimension of the categories.
+        allowed: boolean, K entries, or K along `dim` for each element; a category that is not allowed breaks nothing
+            off, and the last allowed one takes what is left.
 
     Returns:
         Logarithms of the K weights, ``(*batch, K)``.
@@ -189,14 +267,17 @@ def log_stick_breaking(y: Tensor, *, allowed: Tensor | None = None) -> Tensor:
     >>> log_stick_breaking(torch.tensor([0.0, 0.0])).exp()
     tensor([0.5000, 0.2500, 0.2500])
     """
+    dim = _from_the_end(dim, y)
+    before = (0, 0) * (-dim - 1)
     y = full_precision(y)
     log_kept = F.logsigmoid(-y)
-    log_broken = F.pad(F.logsigmoid(y), (0, 1))
+    log_broken = F.pad(F.logsigmoid(y), (*before, 0, 1))
     if allowed is not None:
-        active = stick_breaking_active(allowed)
+        allowed = _mask(allowed, dim)
+        active = stick_breaking_active(allowed, dim)
         log_kept = log_kept.masked_fill(~active, 0.0)
-        log_broken = log_broken.masked_fill(~F.pad(active, (0, 1)), 0.0)
-    log_w = log_broken + F.pad(log_kept.cumsum(-1), (1, 0))
+        log_broken = log_broken.masked_fill(~F.pad(active, (*before, 0, 1)), 0.0)
+    log_w = log_broken + F.pad(log_kept.cumsum(dim), (*before, 1, 0))
     return log_w if allowed is None else log_w.masked_fill(~allowed, -torch.inf)
 
 
@@ -214,25 +295,79 @@ def log_stick_left(y: Tensor, dim: int = -1) -> Tensor:
     return F.logsigmoid(-y).cumsum(dim)
 
 
-def stick_breaking_active(allowed: Tensor) -> Tensor:
+def stick_breaking_active(allowed: Tensor, dim: int = -1) -> Tensor:
     """Which of the K-1 breaks are made: those of the allowed categories but the last allowed one."""
-    later = allowed.flip(-1).cumsum(-1).flip(-1)[..., 1:] > 0
-    return allowed[..., :-1] & later
+    later = allowed.flip(dim).cumsum(dim).flip(dim).narrow(dim, 1, allowed.shape[dim] - 1) > 0
+    return _first(allowed, dim) & later
 
 
-def log_stick_breaking_inverse(log_w: Tensor) -> Tensor:
+def log_stick_breaking_inverse(log_w: Tensor, dim: int = -1) -> Tensor:
     r"""Inverse of `log_stick_breaking`: :math:`y_k = \log w_k - \log \sum_{j>k} w_j`.
 
     >>> y = torch.tensor([0.3, -2.0])
     >>> torch.allclose(log_stick_breaking_inverse(log_stick_breaking(y)), y)
     True
     """
-    log_rest = log_w.flip(-1).logcumsumexp(-1).flip(-1)
-    return log_w[..., :-1] - log_rest[..., 1:]
+    dim = _from_the_end(dim, log_w)
+    log_rest = log_w.flip(dim).logcumsumexp(dim).flip(dim)
+    return _first(log_w, dim) - log_rest.narrow(dim, 1, log_w.shape[dim] - 1)
+
+
+def stick_breaking_softmax_plus_plus(
+    y: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0, dim: int = -1
+) -> Tensor:
+    r"""Map R^(K-1) onto a part of the K-simplex by stick-breaking and softmax++, equation (18).
+
+    The last category is never chosen as the temperature goes to 0 (erratum E5); in `sharp_stick_breaking` it can be.
+
+    Args:
+        y, temperature, delta, dim: as for `softmax_plus_plus`.
+
+    >>> stick_breaking_softmax_plus_plus(torch.zeros(2), temperature=0.5)
+    tensor([0.5065, 0.3072, 0.1863])
+    """
+    dim = _from_the_end(dim, y)
+    w = exp_nonpositive(_quick_log_weights(y, dim))
+    return softmax_plus_plus(w, temperature, delta, dim).to(y.dtype)
+
+
+def sharp_stick_breaking(
+    y: Tensor, temperature: float | Tensor = 1.0, dim: int = -1, *, allowed: Tensor | None = None
+) -> Tensor:
+    r"""Map R^(K-1) onto the interior of the K-simplex by stick-breaking and `log_sharpen`, the mend of (18).
+
+    .. math:: z_k = \frac{w_k^{1/\tau}}{\sum_{j=1}^K w_j^{1/\tau}}
+
+    Args:
+        y, temperature, dim: as for `softmax_plus_plus`.
+        allowed: as for `log_stick_breaking`.
+
+    Differs from the paper: takes the place of (18), which can never choose the last category (errata E4 and E5).
+
+    >>> sharp_stick_breaking(torch.zeros(2), temperature=0.5)
+    tensor([0.6667, 0.1667, 0.1667])
+    """
+    dim = _from_the_end(dim, y)
+    log_w = _stick_scores(y, dim, allowed)
+    return tempered_softmax(log_w, temperature, dim).to(y.dtype)
+
+
+def _quick_log_weights(y: Tensor, dim: int) -> Tensor:
+    """The first K-1 logarithms of `log_stick_breaking`, with the rounding of the largest y."""
+    y = clamp_breaks(full_precision(y))
+    return y + log_stick_left(y, dim)
+
+
+def _stick_scores(y: Tensor, dim: int, allowed: Tensor | None) -> Tensor:
+    if allowed is not None:
+        return log_stick_breaking(y, dim, allowed=allowed)
+    y = full_precision(y)
+    left = log_stick_left(y, dim)
+    return torch.cat([y + left, _last(left, dim)], dim)
 
 
 def log_sharpen(
-    log_w: Tensor, temperature: float | Tensor, *, allowed: Tensor | None = None
+    log_w: Tensor, temperature: float | Tensor, dim: int = -1, *, allowed: Tensor | None = None
 ) -> Tensor:
     r"""Sharpen K weights, the remainder included.
 
@@ -244,7 +379,8 @@ def log_sharpen(
     Args:
         log_w: logarithms of K weights, ``(*batch, K)``.
         temperature: :math:`\tau > 0`.
-        allowed: boolean, broadcasts against `log_w`, which must be -inf where it is false.
+        dim: dimension of the categories.
+        allowed: boolean, K entries, or K along `dim` for each element; other categories get exactly 0.
 
     Differs from the paper: takes the place of the softmax++ in (18), which can never choose the last category
     (errata E4 and E5).
@@ -252,20 +388,24 @@ def log_sharpen(
     >>> log_sharpen(torch.tensor([0.5, 0.25, 0.25]).log(), 0.5).exp()
     tensor([0.6667, 0.1667, 0.1667])
     """
-    return log_softmax(temper(log_w, temperature, allowed))
+    dim = _from_the_end(dim, log_w)
+    if allowed is not None:
+        log_w = log_w.masked_fill(~_mask(allowed, dim), -torch.inf)
+    return log_softmax(temper(log_w, temperature, dim), dim)
 
 
-def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor) -> Tensor:
+def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
     r"""Inverse of `log_sharpen`: :math:`w_k \propto z_k^\tau`.
 
     >>> log_w = torch.tensor([0.5, 0.25, 0.25]).log()
     >>> log_sharpen_inverse(log_sharpen(log_w, 0.1), 0.1).exp()
     tensor([0.5000, 0.2500, 0.2500])
     """
-    return log_softmax(log_z * lift(temperature))
+    dim = _from_the_end(dim, log_z)
+    return log_softmax(log_z * lift(temperature, dim), dim)
 
 
-def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor) -> Tensor:
+def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
     r"""Move a point of the corner towards its nearest vertex.
 
     .. math:: z = \tau w + (1 - \tau) P_S(w), \qquad 0 < \tau \le 1 \qquad (17)
@@ -279,47 +419,52 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor) -> Tens
     >>> log_vertex_interpolation(torch.tensor([0.6, 0.3, 0.1]).log(), 0.5).exp()
     tensor([0.8000, 0.1500, 0.0500])
     """
-    at_vertex = nearest_vertex(log_w)
-    inner = log_w + lift(log(temperature))
-    outer = torch.logaddexp(inner, _log1m(temperature, log_w))
+    dim = _from_the_end(dim, log_w)
+    at_vertex = nearest_vertex(log_w, dim)
+    inner = log_w + lift(log(temperature), dim)
+    outer = torch.logaddexp(inner, _log1m(temperature, log_w, dim))
     return torch.where(at_vertex, outer, inner)
 
 
-def log_vertex_interpolation_inverse(log_z: Tensor, temperature: float | Tensor) -> Tensor:
+def log_vertex_interpolation_inverse(
+    log_z: Tensor, temperature: float | Tensor, dim: int = -1
+) -> Tensor:
     r"""Inverse of `log_vertex_interpolation`; NaN for a point outside its image.
 
     >>> log_w = torch.tensor([0.6, 0.3, 0.1]).log()
     >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
     tensor([0.6000, 0.3000, 0.1000])
     """
-    at_vertex = nearest_vertex(log_z)
-    log_w = log_z - lift(log(temperature))
+    dim = _from_the_end(dim, log_z)
+    at_vertex = nearest_vertex(log_z, dim)
+    log_w = log_z - lift(log(temperature), dim)
     # What the others leave: the vertex's own weight, less 1 - temperature, would lose digits.
-    others = torch.where(at_vertex, -torch.inf, log_w).exp().sum(-1, keepdim=True)
+    others = torch.where(at_vertex, -torch.inf, log_w).exp().sum(dim, keepdim=True)
     return torch.where(at_vertex, torch.log1p(-others), log_w)
 
 
-def nearest_vertex(log_w: Tensor) -> Tensor:
+def nearest_vertex(log_w: Tensor, dim: int = -1) -> Tensor:
     """One-hot mask of P_S over K categories: a k < K whose weight is above 1/2, else the last."""
-    first = log_w[..., :-1] > math.log(0.5)
-    return torch.cat([first, ~first.any(-1, keepdim=True)], -1)
+    first = _first(log_w, dim) > math.log(0.5)
+    return torch.cat([first, ~first.any(dim, keepdim=True)], dim)
 
 
-def _log1m(temperature: float | Tensor, like: Tensor) -> Tensor:
+def _log1m(temperature: float | Tensor, like: Tensor, dim: int) -> Tensor:
     """log(1 - temperature), which is -inf at temperature 1."""
     value = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
-    return lift(torch.log1p(-value))  # type: ignore[return-value]
+    return lift(torch.log1p(-value), dim)  # type: ignore[return-value]
 
 
-def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     r"""One planar flow on R^(K-1), kept invertible.
 
     .. math:: f(y) = y + \hat u \tanh(w^\top y + b), \qquad
               \hat u = u + (m(w^\top u) - w^\top u) \frac{w}{w^\top w}, \quad m(x) = -1 + \log(1 + e^x)
 
     Args:
-        y, u, w: ``(*batch, K-1)``.
+        y, u, w: ``(*batch, K-1)``; they broadcast, and so do those of several flows against one y.
         b: ``(*batch,)``.
+        dim: dimension of the categories.
 
     Returns:
         f(y) and its log-determinant :math:`\log(1 + m(w^\top u) (1 - \tanh^2(w^\top y + b)))`, ``(*batch,)``.
@@ -333,59 +478,74 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     >>> planar(y, u, w, torch.tensor(0.0))[0]
     tensor([0.9803, 2.0000])
     """
-    dtype = y.dtype
+    dim, dtype = _from_the_end(dim, y), y.dtype
     y, u, w, b = (full_precision(x) for x in (y, u, w, b))
-    wu_soft = torch.where((w != 0).any(-1), F.softplus((w * u).sum(-1)), 1.0)
-    h = torch.tanh((w * y).sum(-1) + b)
-    out = y + _planar_direction(u, w) * h.unsqueeze(-1)
+    direction, soft = _planar_direction(u, w, dim)
+    h = torch.tanh((w * y).sum(dim, keepdim=True) + lift(b, dim))
     # 1 + m (1 - h^2) with m = softplus - 1, rearranged so that nothing cancels as m tends to -1.
-    return out.to(dtype), torch.log(wu_soft * (1 - h * h) + h * h)
+    log_det = torch.log(soft * (1 - h * h) + h * h).squeeze(dim)
+    return (y + direction * h).to(dtype), log_det
 
 
-def _planar_direction(u: Tensor, w: Tensor) -> Tensor:
-    wu = (w * u).sum(-1, keepdim=True)
-    norm2 = (w * w).sum(-1, keepdim=True)
+def _planar_direction(u: Tensor, w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    r""":math:`\hat u`, and :math:`1 + w^\top \hat u`, which is positive."""
+    wu = (w * u).sum(dim, keepdim=True)
+    norm2 = (w * w).sum(dim, keepdim=True)
+    soft = F.softplus(wu)
     # Where w is zero the flow is a shift by u tanh(b), invertible as it is.
-    shift = torch.where(norm2 > 0, (F.softplus(wu) - 1 - wu) / norm2.clamp_min(1e-30), 0.0)
-    return u + shift * w
+    shift = torch.where(norm2 > 0, (soft - 1 - wu) / norm2.clamp_min(1e-30), 0.0)
+    return u + shift * w, torch.where((w != 0).any(dim, keepdim=True), soft, 1.0)
 
 
-def planar_inverse(x: Tensor, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def planar_inverse(
+    x: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1, *, near: Tensor | None = None
+) -> Tensor:
     r"""Numerical inverse of `planar`, differentiable.
 
     Solves the scalar equation :math:`a + m \tanh(a + b) = w^\top x`, increasing in a because m > -1, by bisection,
     then takes one Newton step that carries the implicit gradient.
+
+    Args:
+        x: what `planar` gave.
+        u, w, b, dim: as for `planar`.
+        near: a point that the inverse is known to be, up to rounding, in place of the search; no gradient goes to it.
 
     >>> u, w, b = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.3]), torch.tensor(0.1)
     >>> y = torch.tensor([1.0, 2.0])
     >>> torch.allclose(planar_inverse(planar(y, u, w, b)[0], u, w, b), y, atol=1e-5)
     True
     """
-    dtype = x.dtype
+    dim, dtype = _from_the_end(dim, x), x.dtype
     x, u, w, b = (full_precision(t) for t in (x, u, w, b))
-    direction = _planar_direction(u, w)
-    m = (w * direction).sum(-1)
-    target = (w * x).sum(-1)
+    b = lift(b, dim)  # type: ignore[assignment]
+    direction, soft = _planar_direction(u, w, dim)
+    m = (w * direction).sum(dim, keepdim=True)
+    target = (w * x).sum(dim, keepdim=True)
     with torch.no_grad():
-        low, high = target - m.abs() - 1e-6, target + m.abs() + 1e-6
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            below = middle + m * torch.tanh(middle + b) < target
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        start = 0.5 * (low + high)
+        if near is not None:
+            start = (w * full_precision(near)).sum(dim, keepdim=True)
+        else:
+            low, high = target - m.abs() - 1e-6, target + m.abs() + 1e-6
+            for _ in range(60):
+                middle = 0.5 * (low + high)
+                below = middle + m * torch.tanh(middle + b) < target
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            start = 0.5 * (low + high)
     h = torch.tanh(start + b)
-    slope = (1 + m * (1 - h * h)).clamp_min(torch.finfo(x.dtype).tiny)
+    slope = (soft * (1 - h * h) + h * h).clamp_min(torch.finfo(x.dtype).tiny)
     a = start - (start + m * h - target) / slope
-    return (x - direction * torch.tanh(a + b).unsqueeze(-1)).to(dtype)
+    return (x - direction * torch.tanh(a + b)).to(dtype)
 
 
-def one_hot_argmax(scores: Tensor) -> Tensor:
-    """One-hot of the largest score along the last dimension, in the dtype of `scores`.
+def one_hot_argmax(scores: Tensor, dim: int = -1) -> Tensor:
+    """One-hot of the largest score along `dim`, in the dtype of `scores`.
 
     >>> one_hot_argmax(torch.tensor([0.1, 0.7, 0.2]))
     tensor([0., 1., 0.])
     """
-    return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+    # torch's argmax takes up to fifty times as long as max along any dimension but the last.
+    index = scores.argmax(-1, keepdim=True) if dim == -1 else scores.max(dim, keepdim=True).indices
+    return torch.zeros_like(scores).scatter(dim, index, 1.0)
 
 
 def straight_through(hard: Tensor, relaxed: Tensor) -> Tensor:
@@ -407,13 +567,25 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return gumbel_sample(like.shape, like.dtype, like.device, generator)
 
 
+def _draw(
+    random: Callable[..., Tensor],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
+    if generator is None:  # with one, even None, torch does without symbolic sizes
+        return random(shape, dtype=dtype, device=device)
+    return random(shape, dtype=dtype, device=device, generator=generator)
+
+
 def gumbel_sample(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    u = torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    u = _draw(torch.rand, shape, dtype, device, generator)
     # rand returns multiples of eps / 2, zero included; zero is read as half of the smallest other one.
     return -torch.log(-torch.log1p(-u.clamp_min(torch.finfo(dtype).eps / 4)))
 
@@ -426,7 +598,7 @@ def _noise(
     if loc.dim() == 0:
         raise ValueError("loc: expected shape (*batch, K-1), got a scalar")
     if noise is None:
-        noise = torch.randn(loc.shape, dtype=loc.dtype, device=loc.device, generator=generator)
+        noise = _draw(torch.randn, loc.shape, loc.dtype, loc.device, generator)
     elif noise.shape != loc.shape:
         raise ValueError(
             f"noise: expected the shape of loc, {tuple(loc.shape)}, got {tuple(noise.shape)}"
@@ -434,27 +606,22 @@ def _noise(
     return loc, scale, noise
 
 
-def _affine(loc: Tensor, scale: Tensor, noise: Tensor, dim: int = -1) -> Tensor:
-    """y = loc + scale * noise (10), with the category dimension last."""
-    y = torch.addcmul(full_precision(loc), full_precision(scale), full_precision(noise))
-    return y if dim in (-1, y.dim() - 1) else y.movedim(dim, -1)
+def _affine(loc: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    """y = loc + scale * noise (10)."""
+    return torch.addcmul(full_precision(loc), full_precision(scale), full_precision(noise))
 
 
 def _gaussian(
-    loc: Tensor,
-    scale: Tensor,
-    noise: Tensor | None,
-    generator: torch.Generator | None,
-    dim: int,
+    loc: Tensor, scale: Tensor, noise: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
-    return _affine(*_noise(loc, scale, noise, generator), dim)
+    return _affine(*_noise(loc, scale, noise, generator))
 
 
 def _finish(z: Tensor, scores: Tensor | None, dim: int, dtype: torch.dtype) -> Tensor:
-    """Straight-through where `scores` are given, the category dimension put back, and the dtype."""
+    """Straight-through where `scores` are given, and the dtype."""
     if scores is not None:
-        z = straight_through(one_hot_argmax(scores), z)
-    return z.to(dtype) if dim in (-1, z.dim() - 1) else z.movedim(-1, dim).to(dtype)
+        z = straight_through(one_hot_argmax(scores, dim), z)
+    return z.to(dtype)
 
 
 def sample_softmax_plus_plus(
@@ -465,15 +632,13 @@ def sample_softmax_plus_plus(
     delta: float | Tensor,
     dim: int = -1,
 ) -> Tensor:
-    """softmax++ of loc + scale * noise along `dim`, in fewer passes where `_fused.applies`."""
-    last = dim in (-1, loc.dim() - 1)
-    tensors = [x for x in (temperature, delta) if isinstance(x, Tensor)]
-    plain = isinstance(delta, Tensor) or noise.requires_grad
-    plain = plain or any(x.requires_grad or not last for x in tensors)
-    if not plain and _fused.applies(loc, scale, noise, lift(temperature)):
-        return _fused.igr_softmax(loc, scale, noise, lift(temperature), math.log(delta), dim)
-    z = softmax_plus_plus(_affine(loc, scale, noise, dim), temperature, delta)
-    return _finish(z, None, dim, loc.dtype)
+    """softmax++ of loc + scale * noise along `dim`, counted from the end, in fewer passes where `_fused.applies`."""
+    lifted = lift(temperature, dim)
+    plain = isinstance(delta, Tensor) or noise.requires_grad or _is_differentiated(lifted)
+    if not plain and _fused.applies(loc, scale, noise, lifted):
+        return _fused.igr_softmax(loc, scale, noise, lifted, math.log(delta), dim)
+    y = _affine(loc, scale, noise)
+    return softmax_plus_plus(y, temperature, delta, dim).to(loc.dtype)
 
 
 def igr_softmax(
@@ -501,7 +666,7 @@ def igr_softmax(
         delta: :math:`\delta` of (15).
         noise: standard normal noise of the shape of `loc`, to be used in place of drawing it.
         generator: random generator to draw with.
-        allowed: boolean, K entries along its last dimension; other categories get exactly 0 and no gradient.
+        allowed: boolean, K entries, or K along `dim` for each element; other categories get exactly 0 and no gradient.
 
     Returns:
         Relaxed samples with K entries along `dim`.
@@ -516,11 +681,12 @@ def igr_softmax(
     _checks.positive("tau", tau)
     _checks.positive("delta", delta)
     loc, scale, noise = _noise(loc, scale, noise, generator)
+    dim = _from_the_end(dim, loc)
     if not hard and allowed is None:
         return sample_softmax_plus_plus(loc, scale, noise, tau, delta, dim)
-    y = _affine(loc, scale, noise, dim)
-    z = softmax_plus_plus(y, tau, delta, allowed=allowed)
-    scores = _softmax_plus_plus_logits(y, 1.0, 1.0, allowed) if hard else None
+    y = _affine(loc, scale, noise)
+    z = softmax_plus_plus(y, tau, delta, dim, allowed=allowed)
+    scores = _softmax_plus_plus_scores(y, 1.0, 1.0, allowed, dim)[0] if hard else None
     return _finish(z, scores, dim, loc.dtype)
 
 
@@ -548,6 +714,7 @@ def gaussian_kl(
     torch.Size([8])
     """
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
+    dim = _from_the_end(dim, loc)
     if _fused.applies(loc, scale, loc0, scale0):
         return _fused.gaussian_kl(loc, scale, loc0, scale0, dim)
     return gaussian_kl_terms(loc, scale, loc0, scale0).sum(dim)
@@ -558,10 +725,66 @@ def gaussian_kl_terms(
 ) -> Tensor:
     """The summands of `gaussian_kl`."""
     loc, scale = full_precision(loc), full_precision(scale)
-    loc0, scale0 = (full_precision(x) if isinstance(x, Tensor) else x for x in (loc0, scale0))
+    loc0, scale0 = _full_precision(loc0), _full_precision(scale0)
     ratio = scale / scale0
     distance = (loc - loc0) / scale0
     return 0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()
+
+
+def gaussian_log_prob(
+    y: Tensor, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0, dim: int = -1
+) -> Tensor:
+    r"""Log-density of independent normals, summed over the categories.
+
+    With the parameters detached, ``gaussian_log_prob(y, loc, scale) - gaussian_log_prob(y, loc0, scale0)`` at
+    ``y = loc + scale * noise`` estimates `gaussian_kl` by the path alone (Roeder et al. 2017).
+
+    Args:
+        y: K-1 entries along `dim`.
+        loc, scale: numbers or tensors that broadcast against `y`.
+        dim: dimension of the categories.
+
+    Returns:
+        The log-density, without `dim`; in float32 for half precision.
+
+    >>> gaussian_log_prob(torch.zeros(8, 9), scale=torch.ones(9)).shape
+    torch.Size([8])
+    """
+    dim = _from_the_end(dim, y)
+    y, loc, scale = full_precision(y), _full_precision(loc), _full_precision(scale)
+    z = (y - loc) / scale
+    return (-0.5 * z * z - log(scale)).sum(dim) - 0.5 * math.log(2 * math.pi) * y.shape[dim]
+
+
+def exp_concrete_log_prob(
+    log_z: Tensor, logits: float | Tensor, temperature: float | Tensor, dim: int = -1
+) -> Tensor:
+    r"""Log-density of the logarithm of a Gumbel-Softmax sample.
+
+    .. math:: \log (K-1)! + (K-1) \log \tau + \sum_{k=1}^K \log \operatorname{softmax}(\log \alpha - \tau \log z)_k
+
+    Less :math:`\sum_k \log z_k` it is that of z itself (6). A constant added to `log_z` changes nothing, so that
+    ``(logits + noise) / temperature`` serves in the place of its log-softmax.
+
+    Args:
+        log_z: :math:`\log z` up to a constant, K entries along `dim`.
+        logits: :math:`\log \alpha` up to a constant; a number for equal ones.
+        temperature: :math:`\tau > 0`.
+        dim: dimension of the categories.
+
+    Returns:
+        The log-density, without `dim`; in float32 for half precision.
+
+    Source: Maddison et al. (2017), appendix C.3.
+
+    >>> exp_concrete_log_prob(torch.zeros(8, 10), 0.0, 0.5).shape
+    torch.Size([8])
+    """
+    dim = _from_the_end(dim, log_z)
+    n = log_z.shape[dim]
+    log_z = full_precision(log_z)
+    terms = log_softmax(_full_precision(logits) - lift(temperature, dim) * log_z, dim)
+    return terms.sum(dim) + (n - 1) * log(temperature) + log_z.new_tensor(n).lgamma()
 
 
 def stick_breaking_igr_softmax(
@@ -584,10 +807,11 @@ def stick_breaking_igr_softmax(
     """
     _checks.positive("tau", tau)
     _checks.positive("delta", delta)
-    y = clamp_breaks(_gaussian(loc, scale, noise, generator, dim))
-    log_w = y + log_stick_left(y)
-    z = softmax_plus_plus(exp_nonpositive(log_w), tau, delta)
-    return _finish(z, _append(log_w, -math.inf) if hard else None, dim, loc.dtype)
+    y = _gaussian(loc, scale, noise, generator)
+    dim = _from_the_end(dim, y)
+    z = stick_breaking_softmax_plus_plus(y, tau, delta, dim)
+    scores = _append(_quick_log_weights(y, dim), -math.inf, dim) if hard else None
+    return _finish(z, scores, dim, loc.dtype)
 
 
 def sharp_stick_breaking_igr_softmax(
@@ -607,10 +831,10 @@ def sharp_stick_breaking_igr_softmax(
     torch.Size([8, 10])
     """
     _checks.positive("tau", tau)
-    y = _gaussian(loc, scale, noise, generator, dim)
-    log_w = log_stick_breaking(y, allowed=allowed)
-    z = softmax(temper(log_w, tau, allowed))
-    return _finish(z, log_w if hard else None, dim, loc.dtype)
+    y = _gaussian(loc, scale, noise, generator)
+    dim = _from_the_end(dim, y)
+    z = sharp_stick_breaking(y, tau, dim, allowed=allowed)
+    return _finish(z, _stick_scores(y, dim, allowed) if hard else None, dim, loc.dtype)
 
 
 def planar_igr_softmax(
@@ -628,16 +852,19 @@ def planar_igr_softmax(
     r"""Sample through a flow of R^(K-1) and softmax++ (section 3.1); other arguments as in `igr_softmax`.
 
     Args:
-        flow: any invertible map of R^(K-1) to itself, such as `igr.nn.PlanarFlow`.
+        flow: any invertible map of R^(K-1) to itself, such as `igr.nn.PlanarFlow`. Whatever `dim` is, it is given
+            tensors with the categories last; `planar` and `softmax_plus_plus`, which take `dim`, do without that.
 
     >>> planar_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), lambda y: y, tau=0.1).shape
     torch.Size([8, 10])
     """
     _checks.positive("tau", tau)
     _checks.positive("delta", delta)
-    y = flow(_gaussian(loc, scale, noise, generator, dim))
-    z = softmax_plus_plus(y, tau, delta)
-    return _finish(z, _append(y, 0.0) if hard else None, dim, loc.dtype)
+    y = _gaussian(loc, scale, noise, generator)
+    dim = _from_the_end(dim, y)
+    y = flow(y.movedim(dim, -1)).movedim(-1, dim)
+    z = softmax_plus_plus(y, tau, delta, dim)
+    return _finish(z, _append(y, 0.0, dim) if hard else None, dim, loc.dtype)
 
 
 def gumbel_softmax(
@@ -669,8 +896,8 @@ def gumbel_softmax(
         )
     x = full_precision(logits)
     x = x + (gumbel_noise(x, generator) if noise is None else noise)
-    x = x if dim in (-1, x.dim() - 1) else x.movedim(dim, -1)
+    dim = _from_the_end(dim, x)
     if allowed is not None:
-        x = x.masked_fill(~allowed, -torch.inf)
-    z = softmax(temper(x, tau, allowed))
+        x = x.masked_fill(~_mask(allowed, dim), -torch.inf)
+    z = tempered_softmax(x, tau, dim)
     return _finish(z, x if hard else None, dim, logits.dtype)
