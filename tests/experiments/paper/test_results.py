@@ -13,6 +13,7 @@ import pytest
 import igr.experiments
 from igr.experiments import cli
 from igr.experiments.paper import plan, results
+from igr.experiments.paper.figures import bounds_by_temperature
 from igr.experiments.paper.specs import TABLES
 from igr.experiments.runs import sweep
 
@@ -106,6 +107,25 @@ def test_the_table_is_that_of_the_records():
         pd.read_csv(table), expected, check_dtype=False, rtol=1e-12, atol=0
     )
     pd.testing.assert_frame_equal(igr.experiments.results(), expected)
+
+
+def test_bounds_by_temperature_are_those_of_the_last_rung_that_all_reached():
+    def candidate(lr, temperature, epochs, bound):
+        return {"lr": lr, "temperature": temperature, "epochs": epochs, "held_out_bound": bound}
+
+    record = {
+        "scale": {"epochs": 100},
+        "candidates": [
+            *(candidate(1e-3, t, 10, -100 - t) for t in (0.5, 0.1)),
+            *(candidate(1e-4, t, 10, -100.2) for t in (0.1, 0.5)),
+            candidate(1e-3, 0.1, 100, -90.0),
+        ],
+    }
+    assert bounds_by_temperature(record) == (10, {0.1: -100.1, 0.5: -100.2})
+    for each in record["candidates"]:
+        del each["epochs"]  # as records were before there were rungs
+    assert bounds_by_temperature(record) == (100, {0.1: -90.0, 0.5: -100.2})
+    assert bounds_by_temperature({**record, "candidates": []}) == (0, {})
 
 
 def test_without_pandas_rows_are_dicts(monkeypatch):

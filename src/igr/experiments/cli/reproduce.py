@@ -100,7 +100,8 @@ def _run(
 
 def reproduce_command(
     what: Annotated[
-        list[str], typer.Argument(help="table1 ... table5, figure1 ... figure8, all; several.")
+        list[str],
+        typer.Argument(help="table1 ... table5, figure1 ... figure8, temperatures, all; several."),
     ],
     scale: Annotated[
         str, typer.Option(help="smoke: seconds; short: half an hour for all; full: as published.")

@@ -24,7 +24,13 @@ import igr
 from igr.discrete import argmax_log_probs
 from igr.experiments.errors import RecordError
 from igr.experiments.files import make_folder, read_json, write_atomically, write_json
-from igr.experiments.paper.specs import Approximation, ApproximationFigure, CurveFigure, Scale
+from igr.experiments.paper.specs import (
+    Approximation,
+    ApproximationFigure,
+    Scale,
+    TableFigure,
+    TemperatureFigure,
+)
 from igr.experiments.runs.records import FORMAT, RunFolder, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Context, locked, tidy
@@ -33,7 +39,7 @@ from igr.experiments.streams import stream
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 __all__ = [
     "SUFFIXES",
@@ -41,8 +47,9 @@ __all__ = [
     "FigureJob",
     "Target",
     "approximation_picture",
-    "curve_picture",
+    "bounds_by_temperature",
     "save",
+    "table_picture",
 ]
 
 _STYLE: dict[Any, Any] = {
@@ -513,53 +520,87 @@ def _panel(
         axes.legend(loc="upper right", ncols=2, handlelength=1.5)
 
 
-def curve_picture(
-    figure: CurveFigure, curves: Mapping[str, Sequence[Path]], *, column: str = "test_elbo"
+def table_picture(
+    figure: TableFigure, rows: Mapping[str, Mapping[str, Any]], root: Path
 ) -> Figure | None:
-    """Test ELBO over the epochs, mean and standard deviation over seeds; None if no run has recorded it.
+    """A figure of some rows of a table; None where there is nothing to draw.
 
     Args:
         figure: what is drawn.
-        curves: folders of the runs, by label.
-        column: of the runs' metrics.
+        rows: records of cells, by label.
+        root: folder of the records.
     """
+    draw = _draw_temperatures if isinstance(figure, TemperatureFigure) else _draw_curves
     with _style():
         picture = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = picture.subplots()
-        lowest = []
-        for i, (label, folders) in enumerate(curves.items()):
-            metrics = [RunFolder(folder).metrics() for folder in folders]
-            if any(column not in rows[0] for rows in metrics):
-                continue
-            values = torch.tensor(
-                [[row[column] for row in rows] for rows in metrics], dtype=torch.float64
-            )
-            epochs = [row["epoch"] for row in metrics[0]]
-            mean = values.mean(0).tolist()
-            spread = (values.std(0) if len(values) > 1 else torch.zeros(len(epochs))).tolist()
-            axes.plot(epochs, mean, color=_COLOURS[i], linewidth=1.2, label=label)
-            count = min(len(epochs), 10)
-            marks = torch.linspace(0, len(epochs) - 1, count).round().long().tolist()
-            axes.errorbar(
-                [epochs[m] for m in marks],
-                [mean[m] for m in marks],
-                [spread[m] for m in marks],
-                fmt="none",
-                ecolor=_COLOURS[i],
-                elinewidth=1.0,
-                capsize=2.5,
-            )
-            lowest.append(mean[min(len(mean) - 1, max(1, len(mean) // 20))])
-        if not lowest:
+        if not draw(axes, rows, root):
             return None
-        finite = [value for value in lowest if math.isfinite(value)]
-        if finite:
-            top = axes.get_ylim()[1]
-            axes.set_ylim(min(finite) - 0.05 * (top - min(finite)), top)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylabel("test ELBO of the relaxed model (nats per image)")
         axes.grid(alpha=0.25, linewidth=0.5)
         axes.legend(loc="lower right")
         axes.set_title(figure.title)
     return picture
+
+
+def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
+    """Test ELBO over the epochs, mean and standard deviation over seeds; whether any was recorded."""
+    lowest = []
+    for i, (label, record) in enumerate(rows.items()):
+        if not record["curve"]:
+            continue
+        metrics = [RunFolder(root / run["run"]).metrics() for run in record["runs"]]
+        values = torch.tensor(
+            [[row["test_elbo"] for row in each] for each in metrics], dtype=torch.float64
+        )
+        epochs = [row["epoch"] for row in metrics[0]]
+        mean = values.mean(0).tolist()
+        spread = (values.std(0) if len(values) > 1 else torch.zeros(len(epochs))).tolist()
+        axes.plot(epochs, mean, color=_COLOURS[i], linewidth=1.2, label=label)
+        count = min(len(epochs), 10)
+        marks = torch.linspace(0, len(epochs) - 1, count).round().long().tolist()
+        axes.errorbar(
+            [epochs[m] for m in marks],
+            [mean[m] for m in marks],
+            [spread[m] for m in marks],
+            fmt="none",
+            ecolor=_COLOURS[i],
+            elinewidth=1.0,
+            capsize=2.5,
+        )
+        lowest.append(mean[min(len(mean) - 1, max(1, len(mean) // 20))])
+    finite = [value for value in lowest if math.isfinite(value)]
+    if finite:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(min(finite) - 0.05 * (top - min(finite)), top)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("test ELBO of the relaxed model (nats per image)")
+    return bool(lowest)
+
+
+def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
+    """Held-out bound against temperature; whether any row has more than one temperature."""
+    for i, (label, record) in enumerate(rows.items()):
+        epochs, bounds = bounds_by_temperature(record)
+        if len(bounds) < 2:
+            continue
+        label = f"{label} ({epochs} epoch{'s' * (epochs > 1)})"
+        values = [bound if math.isfinite(bound) else math.nan for bound in bounds.values()]
+        axes.plot(list(bounds), values, "o-", color=_COLOURS[i], markersize=3, label=label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel("temperature")
+    axes.set_ylabel("bound on held-out images (nats per image)")
+    return bool(axes.lines)
+
+
+def bounds_by_temperature(record: Mapping[str, Any]) -> tuple[int, dict[float, float]]:
+    """The epochs that all of a cell's temperatures were trained for, and each one's bound at its best learning rate."""
+    found: dict[int, dict[float, float]] = {}
+    for each in record["candidates"]:
+        rung = found.setdefault(each.get("epochs", record["scale"]["epochs"]), {})
+        best = rung.get(each["temperature"], -math.inf)
+        rung[each["temperature"]] = max(best, each["held_out_bound"])
+    most = max(map(len, found.values()), default=0)
+    epochs = max((epochs for epochs, rung in found.items() if len(rung) == most), default=0)
+    return epochs, dict(sorted(found.get(epochs, {}).items()))

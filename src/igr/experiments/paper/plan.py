@@ -25,6 +25,7 @@ from igr.experiments.paper.specs import (
     Row,
     Scale,
     Table,
+    TableFigure,
 )
 from igr.experiments.runs.sweep import Cell, Job, cell_of, mean_and_spread, read_cells
 from igr.experiments.training.config import check_choice, check_count, check_positive
@@ -214,9 +215,9 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
         wanted = [*TABLES, *FIGURES]
     chosen = options.scale(scale)
     tables = [TABLES[name] for name in wanted if name in TABLES]
-    curves = [f for name in wanted if isinstance(f := FIGURES.get(name), CurveFigure)]
+    of_rows = [f for name in wanted if isinstance(f := FIGURES.get(name), TableFigure)]
     known = {row.name for table in tables for row in table.rows}
-    known |= {name for figure in curves for name in figure.rows}
+    known |= {name for figure in of_rows for name in figure.rows}
     for name in options.rows:
         check_choice("row", name, sorted(known))
 
@@ -226,7 +227,7 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
     ]
     wanted_cells += [
         (TABLES[figure.table], row, COLUMNS[figure.column])
-        for figure in curves
+        for figure in of_rows
         for row in TABLES[figure.table].rows
         if row.name in figure.rows
     ]
@@ -303,15 +304,14 @@ def draw_figures(
                 continue
             picture = figures.approximation_picture(figure, record) if record else None
         else:
-            curves = {
-                entry.row.label: [root / run["run"] for run in entry.record["runs"]]
+            rows = {
+                entry.row.label: entry.record
                 for entry in entries
                 if entry.record is not None
                 and (entry.table.name, entry.column.dataset) == (figure.table, figure.column)
                 and entry.row.name in figure.rows
-                and entry.record["curve"]
             }
-            picture = figures.curve_picture(figure, curves) if curves else None
+            picture = figures.table_picture(figure, rows, root)
         drawn[name] = [] if picture is None else figures.save(picture, folder / name)
     return drawn
 

@@ -24,8 +24,8 @@ from igr.experiments.paper.specs import (
     SCALES,
     TABLES,
     ApproximationFigure,
-    CurveFigure,
     Table,
+    TableFigure,
 )
 
 __all__ = ["render", "write"]
@@ -177,9 +177,9 @@ def _pictures(root: Path, entries: Sequence[Entry]) -> list[_Picture]:
     return pictures
 
 
-def _best_scale(root: Path, figure: ApproximationFigure | CurveFigure) -> str | None:
+def _best_scale(root: Path, figure: ApproximationFigure | TableFigure) -> str | None:
     """The largest scale at which there are records of a figure."""
-    if isinstance(figure, CurveFigure):
+    if isinstance(figure, TableFigure):
         return "full"  # drawn from the best cells there are
     for name in reversed(tuple(SCALES)):
         if FigureJob(figure, SCALES[name]).record(root) is not None:
