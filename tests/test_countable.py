@@ -70,15 +70,16 @@ def test_only_the_coordinates_used_get_a_gradient(closing: Any) -> None:
     (z * torch.randn_like(z)).sum().backward()
     gradients = [p.grad for p in parameters.parameters()]
     held = 0
-    for loc, log_scale in zip(parameters._loc, parameters._log_scale, strict=True):
-        for block in (loc, log_scale):
-            if held >= most:
-                assert block.grad is None
-            else:
-                used = min(block.shape[0], most - held)
-                assert (block.grad[:used] != 0).all()
-                assert (block.grad[used:] == 0).all()
-        held += loc.shape[0]
+    for block in parameters.parameters():
+        size = block.shape[0] // 2
+        if held >= most:
+            assert block.grad is None
+        else:
+            used = min(size, most - held)
+            gradient = block.grad.view(2, size)
+            assert (gradient[:, :used] != 0).all()
+            assert (gradient[:, used:] == 0).all()
+        held += size
     assert any(g is None for g in gradients)
 
 
@@ -171,7 +172,7 @@ def test_recovered_distribution(closing: Any) -> None:
 def test_kl_is_that_of_the_gaussians_and_zero_where_not_visited() -> None:
     q, p = some_parameters(), some_parameters()
     with torch.no_grad():
-        q._loc[0] += torch.tensor([0.3, -0.2, 0.1, 0.5])
+        q.block0[:4] += torch.tensor([0.3, -0.2, 0.1, 0.5])
     kl = kl_divergence(CountableIGR(q, 0.3), CountableIGR(p, 0.3))
     by_hand = ((q.loc - p.loc) / 0.7).square().sum() / 2
     assert torch.allclose(kl, by_hand)
@@ -189,38 +190,14 @@ def test_kl_agrees_with_monte_carlo_where_the_cut_is_late() -> None:
     """The cut sample has seen all coordinates that differ: within 4.5 standard errors."""
     q, p = some_parameters(), some_parameters()
     with torch.no_grad():
-        q._loc[0][:2] += torch.tensor([0.4, -0.3])
+        q.block0[:2] += torch.tensor([0.4, -0.3])
         for parameters in (q, p):
-            parameters._loc[0][:2] -= 3.0
+            parameters.block0[:2] -= 3.0
     a, b = CountableIGR(q, 0.4), CountableIGR(p, 0.4)
     log_z, log_q = a.rsample_log_and_log_prob((20_000,))
     terms = log_q - b.log_prob(log_value=log_z)
     kl = kl_divergence(a, b)
     assert abs(terms.mean() - kl) < 4.5 * terms.std() / 20_000**0.5
-
-
-def test_blocks_join_the_optimiser_without_resizing() -> None:
-    parameters = CountableParameters(initial=4, loc=-2.0)
-    optimizer = torch.optim.Adam(parameters.parameters(), lr=0.05, betas=(0.8, 0.9))
-    parameters.register_optimizer(optimizer)
-    seen: list[int] = []
-    parameters.on_grow(lambda block: seen.append(block[0].shape[0]))
-    for _ in range(3):
-        q = CountableIGR(parameters, 0.5)
-        z = q.rsample((20,))
-        optimizer.zero_grad()
-        (z[:, 0].mean() - 0.5).square().backward()
-        optimizer.step()
-    assert seen[:2] == [4, 8]
-    assert len(optimizer.param_groups) == 1 + len(seen)
-    assert all(g["lr"] == 0.05 and g["betas"] == (0.8, 0.9) for g in optimizer.param_groups)
-    held = {id(p) for g in optimizer.param_groups for p in g["params"]}
-    assert held == {id(p) for p in parameters.parameters()}
-    for p, state in optimizer.state.items():
-        assert state["exp_avg"].shape == p.shape
-    stranger = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    with pytest.raises(ValueError, match="optimizer: expected one that holds"):
-        parameters.register_optimizer(stranger)
 
 
 @pytest.mark.parametrize("initial", [4, 7, 64])
@@ -242,13 +219,18 @@ def test_saved_with_any_number_of_blocks(initial: int) -> None:
 
 def test_copies_are_separate() -> None:
     parameters = some_parameters()
-    optimizer = torch.optim.SGD(parameters.parameters(), lr=0.1)
-    parameters.register_optimizer(optimizer)
+    seen: list[int] = []
+    parameters.on_grow(seen.append)
     for other in (copy.deepcopy(parameters), pickle.loads(pickle.dumps(parameters))):
         other.grow(32)
         assert torch.equal(other.loc[:4], parameters.loc)
         assert parameters.num_coordinates == 4
-        assert len(optimizer.param_groups) == 1
+    assert seen == []
+    parameters.grow(9)
+    assert seen == [8, 16]
+    frozen = copy.deepcopy(parameters.requires_grad_(False))
+    frozen.grow(64)
+    assert not any(p.requires_grad for p in frozen.parameters())
     q = pickle.loads(pickle.dumps(CountableIGR(parameters, 0.3)))
     assert q.rsample((3,)).shape[0] == 3
 
@@ -351,11 +333,98 @@ def test_straight_through_and_hard() -> None:
         (lambda: CountableIGR((torch.zeros(3), torch.ones(2)), 0.5), "expected shapes"),
         (lambda: CountableIGR(CountableParameters(), 0.5).discrete(1), "num_samples: expected"),
         (lambda: CountableIGR(CountableParameters(), 0.5).log_prob(), "exactly one"),
+        (
+            lambda: CountableIGR((torch.zeros(3).int(), torch.ones(3)), 0.5),
+            "loc: expected floating",
+        ),
+        (lambda: CountableIGR((torch.zeros(3), [1.0]), 0.5), "scale: expected a tensor"),  # type: ignore[arg-type]
+        (
+            lambda: CountableIGR((torch.zeros(2, 3), torch.ones(3)), torch.ones(3)),
+            "temperature: expected a shape",
+        ),
+        (
+            lambda: CountableIGR((torch.zeros(2, 3), torch.ones(3)), 0.5).expand((3,)),
+            "batch_shape: expected",
+        ),
+        (
+            lambda: CountableIGR((torch.zeros(2, 3), torch.ones(3)), 0.5).expand(()),
+            "batch_shape: expected",
+        ),
     ],
 )
 def test_errors_name_the_argument(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [[0.6, 0.9], [0.6, 0.2], [1.2, -0.2], [float("nan"), 0.5]],
+    ids=["above", "below", "negative", "nan"],
+)
+def test_density_is_of_points_of_the_simplex(bad: list[float]) -> None:
+    for q in (
+        CountableIGR((torch.zeros(2), torch.ones(2)), 0.5),
+        CountableIGR(some_parameters(), 0.5),
+    ):
+        z = torch.tensor(bad, dtype=q.loc.dtype)
+        with pytest.raises(ValueError, match=r"^value: expected points of the simplex"):
+            q.log_prob(z)
+        with pytest.raises(ValueError, match="log_value: expected points of the simplex"):
+            q.log_prob(log_value=z.log())
+    with pytest.raises(ValueError, match="value: expected shape"):
+        q.log_prob(torch.ones(1, dtype=D))
+    unchecked = CountableIGR((torch.zeros(2), torch.ones(2)), 0.5, validate_args=False)
+    unchecked.log_prob(torch.tensor(bad))
+
+
+@closings
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, D])
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01])
+def test_density_takes_all_of_its_own_samples(
+    closing: Any, dtype: torch.dtype, temperature: float
+) -> None:
+    """Rounding in any dtype is no fault of the caller's."""
+    q = CountableIGR(some_parameters(dtype=dtype), temperature, closing)
+    assert not q.log_prob(q.rsample((2000,))).isnan().any()
+    log_z = q.rsample_log((2000,))
+    assert not q.log_prob(log_value=log_z).isnan().any()
+    assert not q.log_prob(log_value=log_z.to(dtype)).isnan().any()
+
+
+@closings
+@pytest.mark.parametrize("batch", [(0,), (2, 0)])
+@pytest.mark.parametrize("sample", [(), (3,), (0,)])
+def test_empty_batches_and_draws(
+    closing: Any, batch: tuple[int, ...], sample: tuple[int, ...]
+) -> None:
+    loc = torch.zeros(*batch, 5, requires_grad=True)
+    batched = CountableIGR((loc, torch.ones(5)), 0.5, closing, precision=0.5)
+    shared = CountableIGR(CountableParameters(4), 0.5, closing)
+    for q, shape in ((batched, (*sample, *batch)), (shared, (0, *sample)), (shared, (*sample, 0))):
+        drawn = sample if q is batched else shape
+        z, log_prob = q.rsample_and_log_prob(drawn)
+        assert z.shape[:-1] == log_prob.shape == q.log_prob(z).shape == shape
+        assert q.sample(drawn).shape[:-1] == shape
+        assert q.straight_through(drawn).shape[:-1] == shape
+        assert q.num_used is not None
+        assert q.num_used.shape == shape
+        (z.sum() + log_prob.sum()).backward()
+    assert loc.grad is not None
+    assert kl_divergence(batched, CountableIGR(CountableParameters(4), 0.5, closing)).shape == batch
+
+
+def test_under_vmap_and_on_meta_tensors_there_is_a_clear_refusal() -> None:
+    def draw(loc: Tensor) -> Tensor:
+        return CountableIGR((loc, torch.ones(3)), 0.5).rsample()
+
+    with pytest.raises(NotImplementedError, match="give it a batch of parameters instead"):
+        torch.func.vmap(draw, randomness="different")(torch.zeros(4, 3))
+    parameters = CountableParameters(4, device="meta")
+    parameters.grow(9)
+    assert parameters.loc.shape == (16,)
+    with pytest.raises(NotImplementedError, match="meta tensor"):
+        CountableIGR(parameters, 0.5).rsample()
 
 
 def test_fits_poisson_from_scratch_by_growing() -> None:

@@ -23,7 +23,8 @@ from torch.distributions.kl import register_kl
 from torch.distributions.transforms import Transform
 
 from igr import _checks, functional
-from igr.distributions import RecoveredCategorical, Relaxation
+from igr.constraints import simplex
+from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor, _one_of
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, StickBreaking
 
@@ -40,13 +41,17 @@ class PrecisionWarning(UserWarning):
 class CountableParameters(nn.Module):
     r"""Location and scale of infinitely many coordinates, of which those in use are held, in blocks.
 
-    When a sample needs more coordinates, a block as large as all before it is appended, as new parameters: no tensor
-    and no state of an optimiser is ever resized. A coordinate that is not held sits at the prior.
+    When a sample needs more coordinates, a block as large as all before it is filled. A block is one parameter, loc
+    and then log scale, and all blocks there can ever be are parameters from the start, those that hold nothing yet
+    without elements. So an optimiser, a scheduler, a checkpoint and an average of weights see the same number of
+    parameters in the same order whatever has grown; nothing has to be told. An optimiser makes its state for a block
+    at the first gradient, which is after it was filled. A coordinate that is not held sits at the prior.
 
     Args:
         initial: coordinates to begin with.
         precision: :math:`\rho`, what the weights of a sample must add up to.
-        maximum: most coordinates there may be; None for as many as samples need.
+        maximum: most coordinates there may be; None for as many as samples need. Where it equals `initial`, there is
+            one parameter, which never changes its size.
         loc, scale: of the prior at every coordinate: a number, or a tensor whose last entry goes on for ever.
         dtype, device: of the parameters; torch's defaults where None.
 
@@ -57,10 +62,9 @@ class CountableParameters(nn.Module):
 
     >>> parameters = CountableParameters(initial=4)
     >>> optimizer = torch.optim.Adam(parameters.parameters(), lr=0.1)
-    >>> parameters.register_optimizer(optimizer)  # it will get each new block as a parameter group
     >>> parameters.grow(10)
-    >>> parameters.num_coordinates, len(optimizer.param_groups)
-    (16, 3)
+    >>> parameters.num_coordinates, parameters.loc.shape
+    (16, torch.Size([16]))
     """
 
     prior_loc: Tensor
@@ -93,25 +97,33 @@ class CountableParameters(nn.Module):
         _checks.positive("scale", prior_scale)
         self.register_buffer("prior_loc", prior_loc)
         self.register_buffer("prior_scale", prior_scale)
-        self._loc = nn.ParameterList()
-        self._log_scale = nn.ParameterList()
-        self._on_grow: list[Callable[[list[nn.Parameter]], None]] = []
-        self._append(initial)
+        # Blocks that double, from one coordinate to the most there may be, so that another `initial` fits too.
+        most = _CEILING if maximum is None else max(_CEILING, maximum)
+        self._num_blocks = 1 if maximum == initial else 1 + (most - 1).bit_length()
+        for i in range(self._num_blocks):
+            self.register_parameter(f"block{i}", nn.Parameter(prior_loc.new_empty(0)))
+        self._on_grow: list[Callable[[int], object]] = []
+        self._fill(initial)
+
+    def _held(self) -> list[nn.Parameter]:
+        """The blocks that hold coordinates, ``(2 n,)`` each: loc, then log scale."""
+        blocks = [getattr(self, f"block{i}") for i in range(self._num_blocks)]
+        return [block for block in blocks if block.numel()]
 
     @property
     def num_coordinates(self) -> int:
         """How many coordinates are held."""
-        return sum(block.shape[0] for block in self._loc)
+        return sum(block.shape[0] // 2 for block in self._held())
 
     @property
     def loc(self) -> Tensor:
         """Means of the coordinates held, ``(num_coordinates,)``."""
-        return torch.cat(list(self._loc))
+        return self.values(self.num_coordinates)[0]
 
     @property
     def scale(self) -> Tensor:
         """Standard deviations of the coordinates held, ``(num_coordinates,)``."""
-        return torch.cat(list(self._log_scale)).exp()
+        return self.values(self.num_coordinates)[1]
 
     def prior(self, num_coordinates: int) -> tuple[Tensor, Tensor]:
         """Loc and scale of the prior at the first coordinates, ``(num_coordinates,)``."""
@@ -119,72 +131,108 @@ class CountableParameters(nn.Module):
 
     def values(self, num_coordinates: int) -> tuple[Tensor, Tensor]:
         """Loc and scale at the first coordinates, those not held at the prior."""
-        blocks, held = 0, 0
-        while held < num_coordinates and blocks < len(self._loc):
-            held += self._loc[blocks].shape[0]
-            blocks += 1
-        # Later blocks stay out of the graph: their parameters get no gradient, rather than one of 0.
-        loc = torch.cat([self._loc[i] for i in range(blocks)])[:num_coordinates]
-        scale = torch.cat([self._log_scale[i] for i in range(blocks)])[:num_coordinates].exp()
+        blocks: list[Tensor] = []
+        held = 0
+        for block in self._held():
+            if held >= num_coordinates:
+                # Later blocks stay out of the graph: their parameters get no gradient, rather than one of 0.
+                break
+            blocks.append(block.view(2, -1))
+            held += blocks[-1].shape[1]
+        loc, log_scale = torch.cat(blocks, 1)[:, :num_coordinates]
+        scale = log_scale.exp()
         if num_coordinates <= held:
             return loc, scale
         prior_loc, prior_scale = self.prior(num_coordinates)
         return torch.cat([loc, prior_loc[held:]]), torch.cat([scale, prior_scale[held:]])
 
+    def forward(self, num_coordinates: int | None = None) -> tuple[Tensor, Tensor]:
+        """Loc and scale at the first coordinates; at those held where None."""
+        return self.values(self.num_coordinates if num_coordinates is None else num_coordinates)
+
     def grow(self, num_coordinates: int) -> None:
-        """Append blocks, each as large as all before it, until so many coordinates are held, or the maximum."""
+        """Fill blocks, each as large as all before it, until so many coordinates are held, or the maximum."""
         if self.maximum is not None:
             num_coordinates = min(num_coordinates, self.maximum)
         while (held := self.num_coordinates) < num_coordinates:
-            size = held if self.maximum is None else min(held, self.maximum - held)
-            self._append(size)
+            self._fill(held if self.maximum is None else min(held, self.maximum - held))
+            for callback in self._on_grow:
+                callback(self.num_coordinates)
 
-    def on_grow(self, callback: Callable[[list[nn.Parameter]], None]) -> None:
-        """Call `callback` with the parameters of each new block. Copies of the module do not keep it."""
+    def on_grow(self, callback: Callable[[int], object]) -> None:
+        """Call `callback` with the number of coordinates after each new block. Copies of the module do not keep it.
+
+        An average of weights has to grow along: ``parameters.on_grow(averaged.module.grow)``.
+        """
         self._on_grow.append(callback)
 
     def register_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give `optimizer` each new block as a parameter group with the options of the first block's group.
+        """Check that `optimizer` will train blocks to come. Not needed for that: it holds them from the start.
 
-        A learning-rate scheduler made before that keeps to the groups it was made with.
+        Raises:
+            ValueError: if it does not hold the parameters of this module, or makes state for parameters before they
+                have a gradient, as LBFGS and Adagrad do, which cannot follow a block that is filled later.
         """
-        first = self._loc[0]
-        groups = [g for g in optimizer.param_groups if any(p is first for p in g["params"])]
-        if not groups:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not held.issuperset(map(id, self.parameters())):
             raise ValueError("optimizer: expected one that holds the parameters of this module")
+        if self._num_blocks > 1 and isinstance(optimizer, (torch.optim.LBFGS, torch.optim.Adagrad)):
+            raise ValueError(
+                f"optimizer: expected one that makes its state at a parameter's first gradient, such as Adam or SGD, "
+                f"got {type(optimizer).__name__}, which cannot follow parameters that grow; or set initial = maximum"
+            )
 
-        def add(block: list[nn.Parameter]) -> None:
-            options = {name: value for name, value in groups[0].items() if name != "params"}
-            optimizer.add_param_group({**options, "params": block})
+    def _fill(self, size: int) -> None:
+        blocks = self._held()
+        # What is trained later may first be needed in inference mode, whose tensors cannot be.
+        with torch.inference_mode(False), torch.no_grad():
+            held = sum(block.shape[0] // 2 for block in blocks)
+            loc, scale = (x[held:] for x in self.prior(held + size))
+            self._resize(len(blocks), torch.cat([loc, scale.log()]))
 
-        self.on_grow(add)
-
-    def _append(self, size: int) -> None:
-        held = self.num_coordinates
-        loc, scale = (x[held:] for x in self.prior(held + size))
-        learned = not len(self._loc) or self._loc[0].requires_grad
-        block = [nn.Parameter(x, requires_grad=learned) for x in (loc.clone(), scale.log())]
-        self._loc.append(block[0])
-        self._log_scale.append(block[1])
-        for callback in self._on_grow:
-            callback(block)
+    def _resize(self, index: int, values: Tensor) -> None:
+        block = getattr(self, f"block{index}")
+        block.data = values
+        block.grad = None
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         # Blocks and prior take the sizes that were saved.
-        for name in ("prior_loc", "prior_scale"):
-            if (saved := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, getattr(self, name).new_zeros(saved.shape))
-        sizes: list[int] = []
-        while (saved := state_dict.get(f"{prefix}_loc.{len(sizes)}")) is not None:
-            sizes.append(saved.shape[0])
-        if sizes and sizes != [block.shape[0] for block in self._loc]:
-            if sizes[: len(self._loc)] != [block.shape[0] for block in self._loc]:
-                self._loc, self._log_scale = nn.ParameterList(), nn.ParameterList()
-            for size in sizes[len(self._loc) :]:
-                self._append(size)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        saved: list[Tensor] = []
+        while (block := state_dict.pop(f"{prefix}block{len(saved)}", None)) is not None:
+            saved.append(block)
+        # Version 0.1 had loc and log scale in two lists.
+        while (loc := state_dict.pop(f"{prefix}_loc.{len(saved)}", None)) is not None:
+            saved.append(torch.cat([loc, state_dict.pop(f"{prefix}_log_scale.{len(saved)}")]))
+        saved = [block for block in saved if block.numel()]
+        size = sum(block.shape[0] // 2 for block in saved)
+        if len(saved) > self._num_blocks or size > (self.maximum or size):
+            error_msgs.append(
+                f"{prefix or type(self).__name__}: {size} coordinates in {len(saved)} blocks were saved, and this "
+                f"module was made with maximum={self.maximum}, for {self._num_blocks}; make it as the saved one was"
+            )
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            for i in range(self._num_blocks if saved else 0):
+                block = saved[i] if i < len(saved) else self.prior_loc.new_empty(0)
+                state_dict[f"{prefix}block{i}"] = block
+                if getattr(self, f"block{i}").shape != block.shape:
+                    self._resize(i, self.prior_loc.new_empty(block.shape))
+            for name in ("prior_loc", "prior_scale"):
+                prior = getattr(self, name)
+                if prior.shape != (shape := state_dict.get(prefix + name, prior).shape):
+                    setattr(self, name, prior.new_empty(shape))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_on_grow": []}
@@ -249,7 +297,9 @@ class CountableIGR(Relaxation):
             batch = torch.Size()
             self._precision = None
         else:
-            loc, scale = parameters
+            loc, scale = (
+                _as_tensor(name, x) for name, x in zip(("loc", "scale"), parameters, strict=True)
+            )
             loc, scale = _checks.broadcast(loc=loc, scale=scale)
             if loc.dim() < 1 or loc.shape[-1] < 1:
                 raise ValueError(f"loc: expected shape (*batch, maximum), got {tuple(loc.shape)}")
@@ -260,7 +310,7 @@ class CountableIGR(Relaxation):
             self._precision = _check_precision(0.99 if precision is None else precision)
         _checks.positive("temperature", temperature, validate_args)
         if isinstance(temperature, Tensor):
-            batch = torch.broadcast_shapes(batch, temperature.shape)
+            batch = _checks.broadcast_batch("temperature", batch, temperature.shape)
         self.parameters = parameters
         self.temperature = temperature
         self.closing = closing
@@ -306,11 +356,16 @@ class CountableIGR(Relaxation):
         return loc[..., :num_coordinates], scale[..., :num_coordinates]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> CountableIGR:
+        batch_shape = torch.Size(batch_shape)
+        if _checks.broadcast_batch("batch_shape", self.batch_shape, batch_shape) != batch_shape:
+            raise ValueError(
+                f"batch_shape: expected one that {tuple(self.batch_shape)} expands to, got {tuple(batch_shape)}"
+            )
         new = type(self).__new__(type(self)) if _instance is None else _instance
         for name in ("parameters", "temperature", "closing", "_precision"):
             setattr(new, name, getattr(self, name))
         new.num_used = None
-        Distribution.__init__(new, torch.Size(batch_shape), torch.Size(), validate_args=False)
+        Distribution.__init__(new, batch_shape, torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -324,6 +379,11 @@ class CountableIGR(Relaxation):
         noise: Tensor | None = None
         while True:
             loc, scale = (functional.full_precision(x) for x in self._values(self.num_coordinates))
+            if not torch.compiler.is_compiling() and not _checks.values_can_be_read(loc, scale):
+                raise NotImplementedError(
+                    "CountableIGR: how many coordinates a sample needs depends on values, which cannot be read here "
+                    "(torch.func.vmap, or a meta tensor); give it a batch of parameters instead"
+                )
             held = 0 if noise is None else noise.shape[-1]
             shape = (*sample_shape, *self.batch_shape, loc.shape[-1] - held)
             more = torch.randn(shape, dtype=loc.dtype, device=loc.device)
@@ -335,7 +395,8 @@ class CountableIGR(Relaxation):
         num_used = (short.sum(-1) + 1).clamp_max(short.shape[-1])
         if bool(short[..., -1].any()):
             self._fall_short(short[..., -1], log_left[..., -1])
-        return noise[..., : int(num_used.max())], num_used
+        longest = int(num_used.max()) if num_used.numel() else 1
+        return noise[..., :longest], num_used
 
     def _grow(self) -> bool:
         """Hold twice as many coordinates; whether that could be done."""
@@ -393,12 +454,19 @@ class CountableIGR(Relaxation):
         over K times Lebesgue's over the first K entries. So it sums and integrates to 1.
 
         Raises:
-            ValueError: unless exactly one of `value` and `log_value` is given, or if z has more entries than a pair
-                of tensors has coordinates for.
+            ValueError: unless exactly one of `value` and `log_value` is given, is on the simplex, and has no more
+                entries than a pair of tensors has coordinates for.
         """
-        if (value is None) == (log_value is None):
-            raise ValueError("expected exactly one of value and log_value")
-        log_z = functional.full_precision(value).log() if log_value is None else log_value  # type: ignore[arg-type]
+        given = functional.full_precision(_one_of(value, log_value))
+        log_z = given.log() if log_value is None else given
+        if given.dim() < 1 or given.shape[-1] < 2:
+            raise ValueError(
+                f"value: expected shape (*sample, *batch, n) with n >= 2, got {tuple(given.shape)}"
+            )
+        if self._validate_args:
+            _checks.fits_batch("value", given.shape[:-1], self.batch_shape)
+            z, name = (log_value.exp(), "log_value") if value is None else (value, "value")  # type: ignore[union-attr]
+            _checks.satisfies(name, given, simplex.check(z), "points of the simplex")
         positive = log_z > -torch.inf
         position = torch.arange(log_z.shape[-1], device=log_z.device)
         num_used = torch.where(positive, position, 0).amax(-1)

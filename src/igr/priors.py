@@ -460,8 +460,6 @@ def fit(
     _check_how(how)
     owned = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
     optimizer = torch.optim.Adam(owned, lr=learning_rate)
-    if isinstance(parameters, CountableParameters):
-        parameters.register_optimizer(optimizer)
     objective = _squared_distance if objective is None else objective
     course, closeness = [], []
     for step in range(num_steps + 1):

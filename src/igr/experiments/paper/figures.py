@@ -302,9 +302,7 @@ class CountableFit(_CrossEntropy):
         return self.parameters.num_coordinates + 1
 
     def optimizer(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam(self.parameters.parameters(), lr=self.lr)
-        self.parameters.register_optimizer(optimizer)
-        return optimizer
+        return torch.optim.Adam(self.parameters.parameters(), lr=self.lr)
 
     def at(self, temperature: float) -> igr.CountableIGR:
         return igr.CountableIGR(self.parameters, temperature, self.closing, validate_args=False)
