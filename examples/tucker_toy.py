@@ -39,7 +39,7 @@ COLOURS = dict(
             "Relax",
             "UnorderedSet (2)",
             "Pathwise",
-            "StraightThrough",
+            "RelaxedStraightThrough",
             "RaoBlackwellStraightThrough",
             "ReinMax",
         ),
@@ -71,7 +71,7 @@ def build(name: str, seeds: int, temperature: float) -> E.Estimator:
         "Relax": lambda: E.Relax(E.ControlNetwork((2,), 10, stack=(seeds,)), each, with_loss=False),
         "UnorderedSet (2)": lambda: E.UnorderedSet(2),
         "Pathwise": E.Pathwise,
-        "StraightThrough": E.StraightThrough,
+        "RelaxedStraightThrough": E.RelaxedStraightThrough,
         "RaoBlackwellStraightThrough": E.RaoBlackwellStraightThrough,
         "ReinMax": E.ReinMax,
     }
@@ -169,7 +169,12 @@ def main() -> None:
                 dashed = (
                     "--"
                     if name
-                    in ("Pathwise", "StraightThrough", "RaoBlackwellStraightThrough", "ReinMax")
+                    in (
+                        "Pathwise",
+                        "RelaxedStraightThrough",
+                        "RaoBlackwellStraightThrough",
+                        "ReinMax",
+                    )
                     else "-"
                 )
                 style = {"color": colour, "linestyle": dashed, "label": name}

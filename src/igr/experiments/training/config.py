@@ -12,7 +12,7 @@ from typing import Any
 
 from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
-from igr.experiments.training.objectives import ESTIMATORS, RELAXED
+from igr.experiments.training.objectives import ESTIMATORS, RELAXED, declared
 
 __all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
 
@@ -75,7 +75,7 @@ class _Shared:
         check_positive("prior-temperature", self.prior_temperature)
         check_count("epochs", self.epochs)
         check_choice("estimator", self.estimator, (*RELAXED, *ESTIMATORS))
-        least = ESTIMATORS[self.estimator].least_samples if self.estimator in ESTIMATORS else 1
+        least = declared(self.estimator).min_samples if self.estimator in ESTIMATORS else 1
         check_count("num-samples", self.num_samples, least=least)
         if self.architecture == "sop":
             self._check_sop()

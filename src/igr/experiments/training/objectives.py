@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -90,50 +91,34 @@ def _relax(s: Setting) -> Estimator:
     return estimators.Relax(network, s.temperature, s.num_samples, sample_axis=True)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """An estimator of the discrete objective."""
-
-    make: Make
-    on_discrete: bool
-    """It needs the probabilities of the categories alone, not the relaxation."""
-    least_samples: int = 1
-
-
-ESTIMATORS: dict[str, _Choice] = {
-    "straight-through": _Choice(
-        lambda s: estimators.StraightThrough(s.num_samples, sample_axis=True), False
+ESTIMATORS: dict[str, Make] = {
+    "straight-through": lambda s: estimators.StraightThrough(s.num_samples, sample_axis=True),
+    "relaxed-straight-through": lambda s: estimators.RelaxedStraightThrough(
+        s.num_samples, sample_axis=True
     ),
-    "rao-blackwell-straight-through": _Choice(
-        lambda s: estimators.RaoBlackwellStraightThrough(
-            num_samples=s.num_samples, sample_axis=True
-        ),
-        False,
+    "rao-blackwell-straight-through": lambda s: estimators.RaoBlackwellStraightThrough(
+        num_samples=s.num_samples, sample_axis=True
     ),
-    "reinmax": _Choice(
-        lambda s: estimators.ReinMax(num_samples=s.num_samples, sample_axis=True), True
+    "reinmax": lambda s: estimators.ReinMax(num_samples=s.num_samples, sample_axis=True),
+    "reinforce": lambda s: estimators.Reinforce(num_samples=s.num_samples, sample_axis=True),
+    "reinforce-running-mean": lambda s: estimators.Reinforce(
+        estimators.RunningMean(), s.num_samples, sample_axis=True
     ),
-    "reinforce": _Choice(
-        lambda s: estimators.Reinforce(num_samples=s.num_samples, sample_axis=True), True
+    "reinforce-leave-one-out": lambda s: estimators.Reinforce(
+        estimators.LeaveOneOut(), s.num_samples, sample_axis=True
     ),
-    "reinforce-running-mean": _Choice(
-        lambda s: estimators.Reinforce(estimators.RunningMean(), s.num_samples, sample_axis=True),
-        True,
-    ),
-    "reinforce-leave-one-out": _Choice(
-        lambda s: estimators.Reinforce(estimators.LeaveOneOut(), s.num_samples, sample_axis=True),
-        True,
-        least_samples=2,
-    ),
-    "rebar": _Choice(
-        lambda s: estimators.Rebar(s.temperature, 1.0, s.num_samples, sample_axis=True), False
-    ),
-    "relax": _Choice(_relax, False),
-    "unordered-set": _Choice(
-        lambda s: estimators.UnorderedSet(s.num_samples, sample_axis=True), True, least_samples=2
-    ),
+    "rebar": lambda s: estimators.Rebar(s.temperature, 1.0, s.num_samples, sample_axis=True),
+    "relax": _relax,
+    "unordered-set": lambda s: estimators.UnorderedSet(s.num_samples, sample_axis=True),
 }
 """Estimators of the gradient of the discrete model's ELBO, by their names on the command line."""
+
+
+@lru_cache
+def declared(name: str) -> Estimator:
+    """One of `ESTIMATORS`, to read from it what it needs."""
+    with torch.random.fork_rng(devices=[]):
+        return ESTIMATORS[name](Setting(1.0, 2, num_variables=1, num_categories=2))
 
 
 class Estimated(Objective):
@@ -149,13 +134,12 @@ class Estimated(Objective):
     `Relax` and `Rebar` learn the temperature of their control variate; the run's is where it starts.
     """
 
-    def __init__(self, choice: _Choice, settings: Sequence[Setting], seeds: Sequence[int]) -> None:
-        self.choice = choice
+    def __init__(self, make: Make, settings: Sequence[Setting], seeds: Sequence[int]) -> None:
         self.estimators = []
         with torch.random.fork_rng(devices=[]):
             for setting, seed in zip(settings, seeds, strict=True):
                 torch.manual_seed(stream(seed, "estimator").initial_seed())
-                self.estimators.append(choice.make(setting))
+                self.estimators.append(make(setting))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Estimated:
         """The same, where and in what the model computes."""
@@ -203,7 +187,9 @@ class Estimated(Objective):
             values = -model.likelihood.log_prob(model.decode(samples), every)
             return values.unflatten(1, (len(z), -1)).transpose(0, 1)
 
-        value = estimator(discrete if self.choice.on_discrete else q, loss)
+        # The probabilities are at hand, for the KL.
+        on_discrete = estimator.needs is estimators.Needs.PROBABILITIES
+        value = estimator(discrete if on_discrete else q, loss)
         return -value, uniform_kl(discrete).sum(-1)
 
 

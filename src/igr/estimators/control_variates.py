@@ -1,0 +1,265 @@
+"""The score function with control variates through the relaxation."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from igr.estimators.base import Attach, Differentiable, Estimator, Needs, Objective, cast, spread
+from igr.estimators.couplings import Coupling
+from igr.estimators.noise import Noise
+
+__all__ = ["ControlNetwork", "Rebar", "Relax"]
+
+
+class _ControlVariate(Estimator):
+    """What `Rebar` and `Relax` share: everything but the control variate c."""
+
+    needs = Needs.COUPLING
+    f_is = Differentiable.SIMPLEX
+    evaluations_per_sample = 3
+
+    def __init__(
+        self, temperature: float | Tensor, num_samples: int, *, tied: bool, sample_axis: bool
+    ) -> None:
+        super().__init__(num_samples, sample_axis=sample_axis)
+        self.tied = tied
+        initial = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
+        if not bool((initial > 0).all()):
+            raise ValueError(f"temperature: expected a positive number, got {temperature}")
+        self.log_temperature = nn.Parameter(initial.detach().log().clone())
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learned temperature of the control variate."""
+        return self.log_temperature.exp()
+
+    @abstractmethod
+    def _control(self, f: Objective, z: Tensor, q: Distribution) -> Tensor:
+        """c ``(S, *elements)`` at relaxed samples ``(S, *batch, K)``."""
+
+    def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:
+        own = [p for p in self.parameters() if p.requires_grad] if self.training else []
+        learn = bool(own) and torch.is_grad_enabled()
+        # Leaves of their own, one for each sample: nothing here may reach what q's parameters come from, nor what f
+        # depends on, except through the gradients that are attached in the end.
+        parameters = [
+            p.detach().expand(self.num_samples, *p.shape).clone().requires_grad_()
+            for p in law.parameters
+        ]
+        with torch.enable_grad():
+            scores = law.draw(parameters, noise)
+            onehot = law.hard(scores.detach())
+            scores_given, log_prob = law.draw_given(
+                parameters, onehot, self.temperature.detach(), noise, scores if self.tied else None
+            )
+            z = law.relax(scores, self.temperature)
+            z_given = law.relax(scores_given, self.temperature)
+        values = self._evaluate(f, onehot, q)
+        if not torch.is_grad_enabled():
+            return values.mean(0)
+        control = self._control(f, z, q)
+        control_given = self._control(f, z_given, q)
+        score = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
+        path = _path_gradient(control, z, parameters, learn)
+        path_given = _path_gradient(control_given, z_given, parameters, learn)
+        coefficient = values.detach() - control_given
+        gradients = [
+            spread(coefficient, s.dim()) * s + a - b
+            for s, a, b in zip(score, path, path_given, strict=True)
+        ]
+        own_gradients: list[Tensor] = []
+        if learn:
+            # The mean does not depend on the control variate, so the mean square is the variance up to a constant.
+            square = torch.stack([g.square().sum() for g in gradients]).sum() / self.num_samples
+            found = torch.autograd.grad(square, own, allow_unused=True)
+            own_gradients = [
+                torch.zeros_like(p) if g is None else g for p, g in zip(own, found, strict=True)
+            ]
+        return Attach.apply(
+            values.mean(0),
+            len(parameters),
+            *law.parameters,
+            *own,
+            *(g.detach().mean(0) for g in gradients),
+            *own_gradients,
+        )
+
+
+def _path_gradient(
+    control: Tensor, z: Tensor, parameters: Sequence[Tensor], create_graph: bool
+) -> Sequence[Tensor]:
+    """Gradient of the control variate by way of the relaxed sample, and by no other."""
+    slope = None
+    if control.requires_grad:
+        (slope,) = torch.autograd.grad(
+            control.sum(), z, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+    if slope is None:
+        return [torch.zeros_like(p) for p in parameters]
+    return torch.autograd.grad(z, parameters, slope, create_graph=create_graph, retain_graph=True)
+
+
+class Rebar(_ControlVariate):
+    r"""REINFORCE with the relaxed objective as control variate.
+
+    .. math:: [f(b) - \eta f(\tilde z_b)]\, \nabla_\theta \log q_\theta(b)
+              + \eta \nabla_\theta f(\tilde z) - \eta \nabla_\theta f(\tilde z_b) + \nabla_\theta f_\theta(b)
+
+    with :math:`\tilde z` the relaxed sample that b is the category of and :math:`\tilde z_b` another one given that
+    category. To :math:`\eta f` a constant baseline is added, 0 to begin with. Unbiased, whatever :math:`\eta`, the
+    constant and the temperature of the control variate are. All three are parameters of this module; their gradient,
+    that of the estimator's mean square, arrives with ``loss.backward()`` like all others, at the cost of one more
+    backward pass. Give them to an optimiser of their own. f is evaluated three times per sample, and must be
+    differentiable on the simplex.
+
+    Args:
+        temperature: of the control variate, to begin with; a number or a tensor that broadcasts against the batch
+            shape of q, such as one for each run of a stack. The temperature of q itself plays no part.
+        eta: to begin with; likewise, against the shape that f returns.
+        tied: :math:`\tilde z_b` uses the conditional noise that leads to :math:`\tilde z` itself, so that the two
+            differ in their derivatives only and what they share cancels; for IGR it is cheaper, too, for nothing has
+            to be inverted. Otherwise it is a new draw. Both are exact.
+
+    Source: Tucker et al. (2017); for IGR, the conditional draw and the probabilities are those of Proposition 2.
+
+    Differs from the source: it has no constant baseline, without which nothing is gained where f is nearly the same
+    at all one-hot vectors but not in between. Differs from the paper: see `Relax`.
+
+    Example:
+        >>> from igr import SoftmaxIGR
+        >>> loc, scale = torch.zeros(8, 2, requires_grad=True), torch.ones(8, 2)
+        >>> estimator = Rebar(temperature=0.15)
+        >>> estimator(SoftmaxIGR(loc, scale, 0.5), lambda b: (b[..., 0] - 0.4).square()).sum().backward()
+        >>> loc.grad.shape, estimator.eta.grad.shape
+        (torch.Size([8, 2]), torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        temperature: float | Tensor = 0.5,
+        eta: float | Tensor = 1.0,
+        num_samples: int = 1,
+        *,
+        tied: bool = True,
+        sample_axis: bool = False,
+    ) -> None:
+        super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
+        self.eta = nn.Parameter(torch.as_tensor(eta, dtype=torch.get_default_dtype()).clone())
+        self.offset = nn.Parameter(torch.zeros_like(self.eta))
+
+    def _control(self, f: Objective, z: Tensor, q: Distribution) -> Tensor:
+        return self.eta * self._evaluate(f, z, q) + self.offset
+
+
+class Relax(_ControlVariate):
+    r"""REINFORCE with a learned function of the relaxed sample as control variate.
+
+    .. math:: [f(b) - c_\phi(\tilde z_b)]\, \nabla_\theta \log q_\theta(b)
+              + \nabla_\theta c_\phi(\tilde z) - \nabla_\theta c_\phi(\tilde z_b) + \nabla_\theta f_\theta(b)
+
+    :math:`c_\phi` is ``f(z) + control_variate(z)``, or the module alone with ``with_loss=False``, at a learned
+    temperature. Unbiased, whatever :math:`\phi` is. The gradient for :math:`\phi`, that of the estimator's mean
+    square (its variance, but for a constant), arrives with ``loss.backward()`` on this module's parameters, at the
+    cost of one more backward pass; it reaches nothing else. Give them to an optimiser of their own.
+
+    f is evaluated three times per sample (once with ``with_loss=False``, and then it may be a black box).
+
+    Args:
+        control_variate: any module from relaxed samples ``(S, *batch, K)`` to values ``(S, *elements)``, or to
+            something that broadcasts to them; `ControlNetwork` for one.
+        temperature: of the control variate, to begin with; see `Rebar`.
+        with_loss: f at the relaxed sample is part of the control variate.
+        tied: see `Rebar`.
+
+    Source: Grathwohl et al. (2018); for IGR, paper, appendix D.
+
+    Differs from the paper: its released code subtracts the KL term where it has to be added (erratum E7) and draws
+    :math:`\tilde z_b` without regard to b (erratum E10).
+
+    Example:
+        >>> from igr import GumbelSoftmax
+        >>> logits = torch.zeros(8, 2, 3, requires_grad=True)
+        >>> estimator = Relax(ControlNetwork((2, 3)), temperature=0.5)
+        >>> loss = estimator(GumbelSoftmax(0.5, logits=logits), lambda b: b[..., 0].sum(-1))
+        >>> loss.sum().backward()
+        >>> loss.shape, estimator.log_temperature.grad.shape
+        (torch.Size([8]), torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        control_variate: nn.Module,
+        temperature: float | Tensor = 0.5,
+        num_samples: int = 1,
+        *,
+        with_loss: bool = True,
+        tied: bool = True,
+        sample_axis: bool = False,
+    ) -> None:
+        super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
+        self.control_variate = control_variate
+        self.with_loss = with_loss
+        if not with_loss:
+            self.f_is, self.evaluations_per_sample = Differentiable.NOWHERE, 1  # type: ignore[misc]
+
+    def _control(self, f: Objective, z: Tensor, q: Distribution) -> Tensor:
+        learned: Tensor = self.control_variate(cast(z, q))
+        return learned + self._evaluate(f, z, q) if self.with_loss else learned
+
+
+class ControlNetwork(nn.Module):
+    r"""A small network of the relaxed sample, for `Relax`: 2z - 1, one hidden layer of ReLU, a learned factor.
+
+    Args:
+        shape: of the relaxed sample of one element: (variables, K), or (K,) for a single variable.
+        hidden: width.
+        stack: leading shape of a stack of such networks, each with parameters of its own; samples are then
+            ``(S, *stack, batch, *shape)``.
+        factor: what the output is multiplied by, to begin with.
+
+    Returns:
+        ``(*leading,)``: the leading dimensions of the sample, less `shape`.
+
+    Source: Grathwohl et al. (2018), appendix.
+
+    Example:
+        >>> ControlNetwork((20, 10))(torch.rand(100, 20, 10)).shape
+        torch.Size([100])
+        >>> ControlNetwork((20, 10), stack=(5,))(torch.rand(5, 100, 20, 10)).shape
+        torch.Size([5, 100])
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: int = 50,
+        *,
+        stack: Sequence[int] = (),
+        factor: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        size = math.prod(self.shape)
+        stack = tuple(stack)
+
+        def uniform(fan_in: int, *dims: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(fan_in)
+            return nn.Parameter(torch.empty(*stack, *dims).uniform_(-bound, bound))
+
+        self.weight_in, self.bias_in = uniform(size, size, hidden), uniform(size, 1, hidden)
+        self.weight_out, self.bias_out = uniform(hidden, hidden, 1), uniform(hidden, 1, 1)
+        self.factor = nn.Parameter(torch.full((*stack, 1, 1), factor))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if z.shape[z.dim() - len(self.shape) :] != self.shape:
+            raise ValueError(f"z: expected a shape that ends in {self.shape}, got {tuple(z.shape)}")
+        lead = z.shape[: z.dim() - len(self.shape)]
+        flat = (2 * z - 1).reshape(*(lead or (1,)), -1).to(self.weight_in.dtype)
+        hidden = torch.relu(flat @ self.weight_in + self.bias_in)
+        return (self.factor * (hidden @ self.weight_out + self.bias_out)).reshape(lead)

@@ -1,0 +1,387 @@
+"""What holds for every estimator: against enumeration, and where it must refuse."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from enumeration import (
+    DOUBLE,
+    EVERY,
+    FAMILIES,
+    SHAPES,
+    UNBIASED,
+    Objectives,
+    assert_mean,
+    exact,
+    replicate,
+)
+from torch import Tensor, nn
+
+from igr import GumbelSoftmax, Planar, PlanarIGR, SharpStickBreakingIGR, SoftmaxIGR
+from igr import estimators as E
+from igr.estimators import (
+    ControlNetwork,
+    LeaveOneOut,
+    Pathwise,
+    RaoBlackwellStraightThrough,
+    Rebar,
+    Reinforce,
+    ReinMax,
+    RunningMean,
+    StickingTheLanding,
+    UnorderedSet,
+)
+
+
+@pytest.mark.parametrize("name", UNBIASED)
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("N, K", SHAPES)
+def test_mean_gradient_is_that_of_full_enumeration(
+    N: int, K: int, family_name: str, name: str
+) -> None:
+    family, make = FAMILIES[family_name]
+    parameters, objectives = make(N, K), Objectives(N, K)
+    value, gradient = exact(family, parameters, objectives, N, K)
+    estimator = UNBIASED[name](N, K)
+    estimator.float()
+    if name == "running mean":
+        replicate(estimator, family, parameters, objectives, 50, torch.float32)
+    values, gradients = replicate(estimator, family, parameters, objectives, 1500, torch.float32)
+    # float32's own error, which is all there is where a loss is constant
+    assert_mean(values, value, slack=2e-5)
+    for found, expected in zip(gradients, gradient, strict=True):
+        assert_mean(found, expected, slack=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_the_loss_is_a_bound_and_training_moves_towards_it(family_name: str, name: str) -> None:
+    """A model whose evidence is known: the loss is above -log p(x) on average, and falls towards it.
+
+    With the KL term subtracted (erratum E7) it would be below: at the start by more than a nat.
+    """
+    torch.manual_seed(0)
+    family, _ = FAMILIES[family_name]
+    N, K, B = 1, 3, 100
+    log_likelihood = torch.tensor([-1.0, -2.0, -3.0], dtype=DOUBLE)
+    evidence = float(torch.logsumexp(log_likelihood - math.log(K), 0))
+    if family_name == "igr":
+        parameters = [torch.tensor([[-1.0, 2.5]], dtype=DOUBLE), torch.ones(1, 2, dtype=DOUBLE)]
+    else:
+        parameters = [torch.tensor([[-2.0, 3.0, -2.0]], dtype=DOUBLE)]
+    leaves = [p.expand(B, *p.shape).clone().requires_grad_() for p in parameters]
+    estimator = EVERY[name](N, K).double()
+    optimizer = torch.optim.Adam(leaves[:1], lr=0.2)
+
+    def step() -> tuple[Tensor, Tensor]:
+        q = family(leaves, 0.3)
+        logits = q.discrete().logits
+        kl = (logits.exp() * (logits + math.log(K))).sum((-1, -2))
+        loss = estimator(q, lambda z: kl - (z * log_likelihood).sum((-1, -2)))
+        exact_loss = kl - (logits.exp() * log_likelihood).sum((-1, -2))
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        return loss.detach(), exact_loss.detach()
+
+    first, first_exact = step()
+    for _ in range(30):
+        last_exact = step()[1]
+    assert float(first_exact[0]) > -evidence + 0.5
+    assert float(first.mean()) > -evidence + 0.2
+    assert float(last_exact.mean()) < float(first_exact.mean()) - 0.3
+    assert float(last_exact.min()) >= -evidence - 1e-9
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_probability_of_one_and_of_zero(name: str) -> None:
+    """Only one category can be drawn: the value is exact, the gradient finite."""
+    inf = torch.inf
+    logits = torch.tensor([[[0.0, -inf, -inf]], [[1.0, 1.0, -inf]]]).requires_grad_()
+    weight = torch.tensor([2.0, 5.0, -7.0])
+    estimator = EVERY[name](1, 3).float()
+    loss = estimator(GumbelSoftmax(0.5, logits=logits), lambda z: (z * weight).sum((-1, -2)))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert loss[0] == 2.0
+    assert (logits.grad[0] == 0).all()
+    assert 2.0 <= float(loss[1].detach()) <= 5.0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in estimator.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_igr_that_is_certain_and_one_with_a_category_not_allowed(name: str) -> None:
+    loc = torch.tensor([[[-400.0, 300.0]], [[0.3, 0.2]]]).requires_grad_()
+    scale = torch.ones(2, 1, 2).requires_grad_()
+    weight = torch.tensor([2.0, 5.0, -7.0])
+    estimator = EVERY[name](1, 3).float()
+
+    def f(z: Tensor) -> Tensor:
+        return (z * weight).sum((-1, -2))
+
+    loss = estimator(SoftmaxIGR(loc, scale, 0.5), f)
+    loss.sum().backward()
+    assert float(loss[0].detach()) == pytest.approx(5.0, abs=1e-5)
+    for leaf in (loc, scale):
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad[0].abs().max() < 1e-4
+    for allowed in ([True, False, True], [True, True, False]):
+        leaf = torch.zeros(5, 1, 2, requires_grad=True)
+        q = SoftmaxIGR(leaf, torch.ones(5, 1, 2), 0.5, allowed=torch.tensor(allowed))
+        loss = estimator(q, f)
+        loss.sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        if not allowed[1]:
+            assert (leaf.grad[..., 1] == 0).all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in estimator.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
+    q = GumbelSoftmax(0.5, logits=torch.zeros(6, 2, 3))
+    estimator = EVERY[name](2, 3).float()
+    with pytest.raises(
+        ValueError, match=r"^f: expected one value for each batch element.*\(6, 2\).*\(5,\)"
+    ):
+        estimator(q, lambda z: torch.zeros(5))
+    with pytest.raises(ValueError, match=r"^f: expected a floating-point tensor.*float"):
+        estimator(q, lambda z: 1.0)
+    with pytest.raises(ValueError, match=r"^f: expected a floating-point tensor.*int64"):
+        estimator(q, lambda z: torch.zeros(6, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: UnorderedSet(1), "num_samples: expected at least 2"),
+        (
+            lambda: Reinforce(LeaveOneOut()),
+            "num_samples: expected at least 2 for the baseline LeaveOneOut, got 1",
+        ),
+        (lambda: Reinforce(num_samples=0), "num_samples: expected a positive integer, got 0"),
+        (
+            lambda: RaoBlackwellStraightThrough(0),
+            "num_conditional: expected a positive integer, got 0",
+        ),
+        (lambda: Rebar(temperature=0.0), "temperature: expected a positive number"),
+        (lambda: ReinMax(temperature=-1.0), "temperature: expected a positive number"),
+        (lambda: RunningMean(1.0), "decay: expected a number in"),
+        (lambda: RunningMean(shape=(3,))(torch.zeros(1, 4)), "shape: expected losses of shape"),
+        (
+            lambda: UnorderedSet(10)(
+                GumbelSoftmax(0.5, logits=torch.zeros(4, 2, 3)), lambda b: b[..., 0].sum(-1)
+            ),
+            r"num_samples: expected at most the number of states, 3\*\*2 = 9, got 10",
+        ),
+        (
+            lambda: Rebar()(
+                SharpStickBreakingIGR(torch.zeros(2), torch.ones(2), 0.5), lambda b: b[..., 0]
+            ),
+            "q: expected a distribution with an exact conditional draw .* got SharpStickBreakingIGR",
+        ),
+        (
+            lambda: Reinforce()(
+                PlanarIGR(
+                    torch.zeros(2),
+                    torch.ones(2),
+                    0.5,
+                    Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0)),
+                ),
+                lambda b: b[..., 0],
+            ),
+            "q: Reinforce needs the gradient of the categories' probabilities, and PlanarIGR",
+        ),
+        (
+            lambda: Pathwise()(torch.distributions.Bernoulli(torch.tensor(0.5)), lambda b: b),
+            "q: Pathwise needs a relaxation to sample from, got Bernoulli",
+        ),
+        (
+            lambda: StickingTheLanding(GumbelSoftmax(0.5, logits=torch.zeros(3)))(
+                GumbelSoftmax(0.5, logits=torch.zeros(4)), lambda b: b[..., 0]
+            ),
+            "prior: expected 4 categories as q has, got 3",
+        ),
+        (
+            lambda: ControlNetwork((2, 3))(torch.zeros(5, 3, 2)),
+            r"z: expected a shape that ends in \(2, 3\)",
+        ),
+    ],
+)
+def test_errors(call: Callable, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_one_call_with_a_sample_axis_is_the_same_as_several(name: str) -> None:
+    if not hasattr(EVERY[name](2, 3), "sample_axis"):
+        pytest.skip("no such option")
+    logits = torch.randn(6, 2, 3, dtype=DOUBLE)
+    estimator = EVERY[name](2, 3).double()
+    results = []
+    for estimator.sample_axis in (False, True):
+        leaf = logits.clone().requires_grad_()
+        torch.manual_seed(4)
+        loss = estimator(GumbelSoftmax(0.5, logits=leaf), lambda z: z[..., 0].sum(-1) ** 2)
+        loss.sum().backward()
+        results.append((loss.detach(), leaf.grad))
+        for module in estimator.modules():
+            if isinstance(module, RunningMean):
+                module.weight.zero_()
+                module.mean.zero_()
+    torch.testing.assert_close(*results)
+    with pytest.raises(ValueError, match="leading axis"):
+        estimator(GumbelSoftmax(0.5, logits=logits), lambda z: torch.zeros(99, dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_without_gradients_the_value_is_all(family_name: str, name: str) -> None:
+    family, make = FAMILIES[family_name]
+    estimator = EVERY[name](2, 3).double()
+    parameters = [p.expand(4, *p.shape).clone() for p in make(2, 3)]
+    with torch.no_grad():
+        loss = estimator(family(parameters), lambda z: z[..., 0].sum(-1))
+    assert loss.shape == (4,)
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize(
+    "name", ["reinforce", "leave one out", "relax, black box", "unordered set"]
+)
+def test_black_boxes_may_have_no_gradient(name: str) -> None:
+    logits = torch.randn(6, 2, 3, dtype=DOUBLE, requires_grad=True)
+
+    def f(b: Tensor) -> Tensor:
+        return torch.from_numpy(b.detach().numpy()[..., 0].sum(-1))
+
+    UNBIASED[name](2, 3)(GumbelSoftmax(0.5, logits=logits), f).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ["reinforce", "unordered set of 2", "reinmax"])
+def test_a_plain_categorical_will_do_where_nothing_is_relaxed(name: str) -> None:
+    logits = torch.randn(6, 2, 3, dtype=DOUBLE, requires_grad=True)
+    q = torch.distributions.OneHotCategorical(logits=logits)
+    EVERY[name](2, 3)(q, lambda b: b[..., 0].sum(-1)).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what they declare
+
+
+def documentation():
+    path = Path(__file__).parents[2] / "docs" / "_estimators.py"
+    spec = importlib.util.spec_from_file_location("_estimators", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_in_the_documentation_is_what_they_declare() -> None:
+    page = documentation()
+    assert page.BEGIN + page.table() + page.END in page.PAGE.read_text()
+    classes = {type(estimator) for estimator in page.declared().values()}
+    public = {getattr(E, name) for name in E.__all__}
+    concrete = {
+        c
+        for c in public
+        if isinstance(c, type) and issubclass(c, E.Estimator) and c is not E.Estimator
+    }
+    assert classes == concrete
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_evaluations_are_as_many_as_declared(name: str) -> None:
+    estimator, calls = EVERY[name](2, 3).double(), []
+
+    def f(z: Tensor) -> Tensor:
+        calls.append(z)
+        return z[..., 0].sum(-1)
+
+    logits = torch.randn(4, 2, 3, dtype=DOUBLE, requires_grad=True)
+    for _ in range(2):
+        calls.clear()
+        estimator(GumbelSoftmax(0.5, logits=logits), f)
+    assert len(calls) == estimator.evaluations
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_f_needs_a_gradient_only_where_declared(name: str) -> None:
+    estimator, at_vertices, between = EVERY[name](2, 3).double(), [], []
+
+    def f(z: Tensor) -> Tensor:
+        hard = bool(((z == 0) | (z == 1)).all())
+        value = z[..., 0].sum(-1).square()
+        if value.requires_grad:
+            value.register_hook(lambda g: (at_vertices if hard else between).append(g))
+        return value
+
+    logits = torch.randn(4, 2, 3, dtype=DOUBLE, requires_grad=True)
+    estimator(GumbelSoftmax(0.5, logits=logits), f).sum().backward()
+    assert bool(between) == (estimator.f_is is E.Differentiable.SIMPLEX)
+    if estimator.f_is is E.Differentiable.NOWHERE:
+        assert not at_vertices
+    if estimator.f_is is E.Differentiable.VERTICES:
+        assert at_vertices
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# random numbers, dtypes, empty batches
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_a_generator_is_all_that_is_random(family_name: str, name: str) -> None:
+    family, make = FAMILIES[family_name]
+    parameters = [p.expand(5, *p.shape) for p in make(2, 3)]
+
+    def run(seed: int | list[int], rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        leaves = [p[rows].clone().requires_grad_() for p in parameters]
+        torch.manual_seed(1)
+        estimator = EVERY[name](2, 3).double()
+        if isinstance(seed, int):
+            generator = torch.Generator().manual_seed(seed)
+        else:
+            generator = [torch.Generator().manual_seed(s) for s in seed]
+        state = torch.get_rng_state()
+        loss = estimator(family(leaves), lambda z: z[..., 0].sum(-1) ** 2, generator=generator)
+        assert torch.equal(torch.get_rng_state(), state)
+        loss.sum().backward()
+        return loss.detach(), leaves[0].grad  # type: ignore[return-value]
+
+    torch.testing.assert_close(run(3), run(3), rtol=0, atol=0)
+    together = run([7, 8, 9, 10, 11])
+    for r in range(5):
+        alone = run([7 + r], slice(r, r + 1))
+        torch.testing.assert_close(tuple(t[r : r + 1] for t in together), alone, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match=r"^generator: expected one, or one for each.*got 2"):
+        run([1, 2])
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_f_gets_samples_in_the_dtype_of_the_parameters(
+    family_name: str, dtype: torch.dtype, name: str
+) -> None:
+    family, make = FAMILIES[family_name]
+    leaves = [p.to(dtype).expand(4, *p.shape).clone().requires_grad_() for p in make(2, 3)]
+    decoder = nn.Linear(6, 1).to(dtype)
+    estimator = EVERY[name](2, 3).to(dtype)
+    for _ in range(2):
+        loss = estimator(family(leaves), lambda z: decoder(z.flatten(-2)).squeeze(-1))
+        loss.sum().backward()
+        assert loss.isfinite().all()
+    assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in leaves)  # type: ignore[union-attr]

@@ -1,0 +1,226 @@
+"""REBAR and RELAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from enumeration import DOUBLE, FAMILIES, Objectives, assert_mean, exact, igr, relax, replicate
+from torch import Tensor
+
+from igr import GumbelSoftmax, SoftmaxIGR
+from igr import estimators as E
+from igr.estimators import (
+    ControlNetwork,
+    LeaveOneOut,
+    Rebar,
+    Reinforce,
+    Relax,
+    UnorderedSet,
+    couplings,
+)
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_the_comparison_sees_a_coupling_that_is_wrong(
+    family_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sample that b is the category of, in the place of a new one given b, makes REBAR biased."""
+    family, make = FAMILIES[family_name]
+    parameters, objectives = make(1, 3), Objectives(1, 3)
+    _, gradient = exact(family, parameters, objectives, 1, 3)
+    for law in (couplings._GaussianCoupling, couplings._GumbelCoupling):
+        drawn, given = law.draw, law.draw_given
+
+        def draw(self, parameters, noise, drawn=drawn):
+            self.last = drawn(self, parameters, noise)
+            return self.last
+
+        def draw_given(self, parameters, onehot, temperature, noise, scores=None, given=given):
+            return self.last, given(self, parameters, onehot, temperature, noise)[1]
+
+        monkeypatch.setattr(law, "draw", draw)
+        monkeypatch.setattr(law, "draw_given", draw_given)
+    _, gradients = replicate(Rebar(0.4), family, parameters, objectives, 1500, torch.float32)
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_mean(gradients[0], gradient[0])
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_draws_that_do_not_know_the_category_do_not_lower_the_variance(
+    family_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Erratum E10: with independent draws the mean is still right, but the purpose is missed."""
+    family, make = FAMILIES[family_name]
+    parameters, objectives = make(1, 3), Objectives(1, 3)
+    _, gradient = exact(family, parameters, objectives, 1, 3)
+
+    def variance(estimator: E.Estimator) -> Tensor:
+        _, gradients = replicate(estimator, family, parameters, objectives, 1500, torch.float32)
+        assert_mean(gradients[0], gradient[0], slack=1e-4)
+        return gradients[0].var(1).sum((-1, -2))
+
+    plain, right = variance(Reinforce()), variance(Rebar(0.4, eta=0.5))
+    for law in (couplings._GaussianCoupling, couplings._GumbelCoupling):
+        given = law.draw_given
+
+        def independent(self, parameters, onehot, temperature, noise, scores=None, given=given):
+            score = given(self, parameters, onehot, temperature, noise)[1]
+            return self.draw(parameters, noise), score
+
+        monkeypatch.setattr(law, "draw_given", independent)
+    wrong = variance(Rebar(0.4, eta=0.5))
+    # the linear and the quadratic loss
+    assert (right[1:3] < plain[1:3]).all()
+    assert (right[1:3] < 0.9 * wrong[1:3]).all()
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_control_variates_lower_the_variance(family_name: str) -> None:
+    family, make = FAMILIES[family_name]
+    parameters, objectives = make(2, 3), Objectives(2, 3)
+
+    def variance(estimator: E.Estimator) -> Tensor:
+        _, gradients = replicate(estimator, family, parameters, objectives, 500)
+        return sum(g.var(1).sum((-1, -2)) for g in gradients)  # type: ignore[return-value]
+
+    plain = variance(Reinforce())
+    # a constant loss: nothing is left of the variance with eta = 1, leave-one-out, or a set
+    for estimator in (Rebar(0.4), Reinforce(LeaveOneOut(), 2), UnorderedSet(2)):
+        small = variance(estimator)
+        assert small[0] < 1e-20 * plain[0]
+    assert (variance(UnorderedSet(4)) < variance(Reinforce(LeaveOneOut(), 4)))[1:4].all()
+    assert (variance(Rebar(0.4, eta=0.5)) < plain)[1:3].all()
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("which", ["rebar", "relax", "relax, 3 samples"])
+def test_own_gradient_is_that_of_the_mean_square(family_name: str, which: str) -> None:
+    family, make = FAMILIES[family_name]
+    parameters, objectives = make(2, 3), Objectives(2, 3)
+    estimator: E.Estimator = Rebar(0.4, 0.8) if which == "rebar" else relax(2, 3)
+    estimator.double()
+    if which == "relax, 3 samples":
+        # one element three times over: its gradients are then three samples of one estimator
+        parameters, B = [p.clone() for p in parameters], 3
+    else:
+        B = 5
+    # without a term in q's parameters, whose direct gradient is no part of the estimator's
+    objectives.extra = lambda parameters: parameters[0].new_zeros(8, B)  # type: ignore[method-assign]
+
+    def mean_square() -> float:
+        torch.manual_seed(3)
+        _, gradients = replicate(estimator, family, parameters, objectives, B)
+        return float(sum(g.square().sum() for g in gradients))
+
+    mean_square()
+    own = {name: p.grad.clone() for name, p in estimator.named_parameters() if p.grad is not None}
+    assert own.keys() == dict(estimator.named_parameters()).keys()
+    for name, p in estimator.named_parameters():
+        flat = p.data.view(-1)
+        for i in range(0, flat.numel(), max(1, flat.numel() // 3)):
+            h, kept, ends = 1e-6, float(flat[i]), []
+            for step in (h, -h):
+                flat[i] = kept + step
+                ends.append(mean_square())
+            flat[i] = kept
+            numeric = (ends[0] - ends[1]) / (2 * h)
+            assert float(own[name].view(-1)[i]) == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_the_loss_hands_out_gradients_for_any_reduction(family_name: str) -> None:
+    """A mean over the batch scales q's gradients and the estimator's own by the same factor."""
+    family, make = FAMILIES[family_name]
+    results = []
+    for reduce in (torch.sum, torch.mean):
+        torch.manual_seed(0)
+        leaves = [p.expand(6, 2, p.shape[-1]).clone().requires_grad_() for p in make(1, 3)]
+        estimator = relax(2, 3).double()
+        torch.manual_seed(1)
+        reduce(estimator(family(leaves), lambda z: (z[..., 0].sum(-1) - 0.3) ** 2)).backward()
+        results.append([p.grad for p in (*leaves, *estimator.parameters())])
+    for total, mean in zip(*results, strict=True):
+        torch.testing.assert_close(total, 6 * mean)
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("make_estimator", [lambda: Rebar(0.4), lambda: relax(2, 3)])
+def test_nothing_but_the_estimator_gets_the_gradient_of_its_variance(
+    family_name: str, make_estimator: Callable[[], E.Estimator]
+) -> None:
+    """A decoder's gradient is that of the loss at the one-hot sample, free of the control variate."""
+    family, make = FAMILIES[family_name]
+    encoder = [p.expand(4, 2, 3 - (family is igr)).clone().requires_grad_() for p in make(1, 3)]
+    decoder = torch.randn(2, 3, dtype=DOUBLE, requires_grad=True)
+    leaves = [p.exp() if i else 2 * p for i, p in enumerate(encoder)]
+    estimator = make_estimator().double()
+    seen = []
+
+    def f(z: Tensor) -> Tensor:
+        seen.append(z.detach())
+        return (z * decoder).sum((-1, -2)).exp()
+
+    loss = estimator(family(leaves), f)
+    (expected,) = torch.autograd.grad(f(seen[0]).sum(), decoder)
+    loss.sum().backward()
+    torch.testing.assert_close(decoder.grad, expected)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder)
+    assert len(seen) == 4, "three evaluations of f, and the one above"
+
+
+def test_training_lowers_the_variance_and_eval_leaves_it_alone() -> None:
+    torch.manual_seed(0)
+    logits = torch.zeros(500, 2, 3)
+
+    def f(z: Tensor) -> Tensor:
+        return (z[..., 0].sum(-1) - 0.45) ** 2
+
+    estimator = Relax(ControlNetwork((2, 3)), temperature=2.0)
+
+    def variance() -> float:
+        x = logits.clone().requires_grad_()
+        estimator(GumbelSoftmax(0.5, logits=x), f).sum().backward()
+        assert x.grad is not None
+        return float(x.grad.var(0).sum())
+
+    estimator.eval()
+    before = variance()
+    assert all(p.grad is None for p in estimator.parameters())
+    estimator.train()
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=0.02)
+    for _ in range(100):
+        optimizer.zero_grad()
+        variance()
+        optimizer.step()
+    estimator.eval()
+    assert variance() < 0.75 * before
+
+
+def test_a_stack_of_runs_is_the_runs_one_by_one() -> None:
+    """Parameters with a leading axis of runs; one run's control variate does not see another's."""
+    R, B, N, K = 3, 5, 2, 4
+
+    def build() -> tuple[Tensor, Relax]:
+        torch.manual_seed(0)
+        loc = torch.randn(R, B, N, K - 1)
+        network = ControlNetwork((N, K), stack=(R,))
+        return loc, Relax(network, temperature=torch.tensor([0.2, 0.5, 1.0]).reshape(R, 1, 1))
+
+    def own(loc: Tensor) -> list[Tensor]:
+        _, estimator = build()
+        leaf = loc.clone().requires_grad_()
+        q = SoftmaxIGR(leaf, torch.ones_like(leaf), temperature=torch.full((R, 1, 1), 0.5))
+        torch.manual_seed(1)
+        loss = estimator(q, lambda z: (z[..., 0].sum(-1) - 0.3) ** 2)
+        assert loss.shape == (R, B)
+        loss.mean(1).sum().backward()
+        return [leaf.grad, *(p.grad for p in estimator.parameters())]  # type: ignore[list-item]
+
+    loc, _ = build()
+    changed = loc.clone()
+    changed[2] += 1.0
+    for before, after in zip(own(loc), own(changed), strict=True):
+        torch.testing.assert_close(before[:2], after[:2])
+        assert not torch.equal(before[2], after[2])
