@@ -138,10 +138,7 @@ class _GumbelCoupling(Coupling):
         return functional.one_hot_argmax(scores).to(scores.dtype)
 
     def relax(self, scores: Tensor, temperature: float | Tensor) -> Tensor:
-        possible = scores > -torch.inf
-        # -inf over a temperature that is learned would turn its gradient into NaN
-        scaled = torch.where(possible, scores, 0.0) / functional.lift(temperature)
-        return torch.softmax(scaled.masked_fill(~possible, -torch.inf), -1)
+        return torch.softmax(functional.temper(scores, temperature), -1)
 
     def draw_given(
         self,

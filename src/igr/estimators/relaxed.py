@@ -38,7 +38,7 @@ def _(q: IGR, num_samples: int, noise: Noise) -> Tensor:
 def _(q: GumbelSoftmax, num_samples: int, noise: Noise) -> Tensor:
     logits = functional.full_precision(q.logits)
     gumbel = noise.gumbel((num_samples, *logits.shape), logits)
-    return functional.log_softmax(functional.temper(logits + gumbel, q.temperature, q.allowed))
+    return functional.log_softmax(functional.temper(logits + gumbel, q.temperature))
 
 
 def _draw_base(q: IGR, num_samples: int, noise: Noise) -> Tensor:
