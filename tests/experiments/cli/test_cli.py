@@ -18,6 +18,9 @@ from rich.console import Console
 
 import igr
 from igr.experiments import cli
+from igr.experiments.cli import console, training
+from igr.experiments.cli.demo import verdict
+from igr.experiments.cli.training import Group, Row
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
 from igr.experiments.runs.records import RunFolder, SweepFolder
@@ -32,8 +35,8 @@ QUICK = ["--epochs", "2", "--samples", "5", "--variables", "4", "--categories", 
 @pytest.fixture(autouse=True)
 def consoles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Consoles that look up the captured streams anew, a width that does not depend on the terminal."""
-    monkeypatch.setattr(cli, "out", Console(highlight=False, width=100))
-    monkeypatch.setattr(cli, "notes", Console(stderr=True, highlight=False, width=100))
+    monkeypatch.setattr(console, "out", Console(highlight=False, width=100))
+    monkeypatch.setattr(console, "notes", Console(stderr=True, highlight=False, width=100))
 
 
 @pytest.fixture
@@ -155,15 +158,13 @@ def test_demo_compares_and_names_pictures_that_are_there(
     assert len(RunFolder(folder / "runs" / "gs-t0.1-s0").metrics()) == 1
 
 
-def group(family: str, bounds: list[float]) -> cli.Group:
+def group(family: str, bounds: list[float]) -> Group:
     config = RunConfig(family=family)
     rows = [
-        cli.Row(
-            RunFolder(Path()), config, {"bound": b, "released_estimate": b, "elbo": b}, None, 1.0
-        )
+        Row(RunFolder(Path()), config, {"bound": b, "released_estimate": b, "elbo": b}, None, 1.0)
         for b in bounds
     ]
-    return cli.Group(rows)
+    return Group(rows)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def group(family: str, bounds: list[float]) -> cli.Group:
 def test_the_claim_follows_the_numbers(
     igr_bounds: list[float], gs_bounds: list[float], expected: str
 ) -> None:
-    assert expected in cli.verdict(group("igr-i", igr_bounds), group("gs", gs_bounds))
+    assert expected in verdict(group("igr-i", igr_bounds), group("gs", gs_bounds))
 
 
 def test_version_and_help(said: Callable[[], tuple[str, str]]) -> None:
@@ -257,7 +258,7 @@ def test_a_demo_stopped_goes_on_by_itself(
         return step(self, *arguments)
 
     monkeypatch.setattr(StackTrainer, "step", counted)
-    monkeypatch.setattr(cli, "finish_sweep", fail_with(KeyboardInterrupt))
+    monkeypatch.setattr(training, "finish_sweep", fail_with(KeyboardInterrupt))
     assert igr_command(*command) == 130
     # 13 steps an epoch, two epochs, two families: all but the first epoch of the first.
     assert len(steps) == 3 * 13

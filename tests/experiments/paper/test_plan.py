@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 
 from igr.experiments import cli
+from igr.experiments.cli import console as consoles
+from igr.experiments.cli.reproduce import _footnotes, _print_table
 from igr.experiments.errors import ConfigError
-from igr.experiments.paper import figures, specs
+from igr.experiments.paper import cells, figures, specs
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.plan import Options, make_plan
 from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
@@ -26,7 +28,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root = tmp_path_factory.mktemp("smoke")
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
-        console = cli.cli_reproduce._out
+        console = consoles.out
         patch.setattr(
             console, "print", lambda *args, **kwargs: printed.append(_render(console, *args))
         )
@@ -147,8 +149,8 @@ class TestPlan:
         plan = make_plan(["table2"], "smoke", Options())
         assert plan.jobs() == []
         (entry,) = plan.finished(tmp_path)
-        cli.cli_reproduce._print_table([entry])
-        cli.cli_reproduce._footnotes([entry])
+        _print_table([entry])
+        _footnotes([entry])
         printed = capsys.readouterr().out
         assert "not available" in printed
         assert "from-tomorrow" in printed
@@ -226,7 +228,7 @@ def test_ray_leaves_the_same_records(tmp_path):
     common = ["reproduce", "table2", "figure4", "--scale", "smoke", "--row", "gs"]
     for engine in ("local", "ray"):
         cli.main([*common, "--engine", engine, "--out", str(tmp_path / engine)])
-    (ours,), (theirs,) = (sweep.read_cells(tmp_path / engine) for engine in ("local", "ray"))
+    (ours,), (theirs,) = (cells.read_cells(tmp_path / engine) for engine in ("local", "ray"))
     for mine, other in zip(ours["runs"], theirs["runs"], strict=True):
         assert mine["bound"] == other["bound"]
 
@@ -236,7 +238,7 @@ def test_worker_processes_leave_the_same_records(tmp_path):
     common = ["reproduce", "table2", "--scale", "smoke"]
     for workers in ("1", "2"):
         cli.main([*common, "--workers", workers, "--out", str(tmp_path / workers)])
-    one, two = (sweep.read_cells(tmp_path / workers) for workers in ("1", "2"))
+    one, two = (cells.read_cells(tmp_path / workers) for workers in ("1", "2"))
     assert [c["runs"][0]["bound"] for c in one] == [c["runs"][0]["bound"] for c in two]
 
 

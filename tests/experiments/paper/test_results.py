@@ -12,7 +12,7 @@ import pytest
 
 import igr.experiments
 from igr.experiments import cli
-from igr.experiments.paper import plan, results
+from igr.experiments.paper import cells, plan, results
 from igr.experiments.paper.figures import bounds_by_temperature
 from igr.experiments.paper.specs import TABLES
 from igr.experiments.runs import sweep
@@ -45,8 +45,8 @@ def kept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_data
 def test_keeps_the_record_the_curve_and_a_row_but_no_weights(made, kept):
-    (record,) = sweep.read_cells(made)
-    assert sweep.read_cells(kept) == [record]
+    (record,) = cells.read_cells(made)
+    assert cells.read_cells(kept) == [record]
     names = {path.name for path in kept.rglob("*") if path.is_file()}
     assert names == {"cells.csv", f"{record['name']}.json", "metrics.csv"}
     (row,) = pd.read_csv(kept / "cells.csv").to_dict("records")
@@ -67,10 +67,10 @@ def test_commands_start_from_them(made, kept, tmp_path, monkeypatch, capsys):
         patch.setattr(sweep, "train_stack", train)
         cli.main(["reproduce", *SMALL, "--out", str(tmp_path)])
     printed, notes = capsys.readouterr()
-    (record,) = sweep.read_cells(made)
+    (record,) = cells.read_cells(made)
     assert "1 of 1 are results that come with igr; --again runs them" in notes
     assert f"Run on {record['versions']['date']} with igr {record['versions']['igr']}." in printed
-    assert sweep.read_cells(tmp_path) == [record]
+    assert cells.read_cells(tmp_path) == [record]
     assert (tmp_path / "figures/full/figure2.svg").exists()  # drawn from the curves that are kept
 
 
@@ -92,7 +92,7 @@ def test_again_trains_and_scores_anew(made, kept, tmp_path, monkeypatch):
         sweep, "train_stack", lambda *a, **k: (trained.append(1), train_stack(*a, **k))
     )
     cli.main(["reproduce", *SMALL, "--again", "--out", str(tmp_path / "out")])
-    (found,) = sweep.read_cells(tmp_path / "out")
+    (found,) = cells.read_cells(tmp_path / "out")
     assert trained
     assert [run["bound"] for run in found["runs"]] == pytest.approx(bounds, rel=1e-4)
 

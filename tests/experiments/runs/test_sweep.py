@@ -20,10 +20,13 @@ import torch
 from igr.experiments import cli, data
 from igr.experiments.data import DataError
 from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.paper import cells
+from igr.experiments.paper.cells import Cell
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
 from igr.experiments.runs import sweep, train
+from igr.experiments.runs.jobs import Busy, Context, Job, locked, work
 from igr.experiments.runs.stopping import Interrupted, StopRequest
-from igr.experiments.runs.sweep import Busy, Cell, Context, Scoring, Sweep
+from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training.trainer import StackTrainer
 
 SCALE = Scale(
@@ -61,8 +64,8 @@ def context(root: Path) -> Context:
     return Context(root, Silent(), StopRequest())
 
 
-def run(root: Path, *jobs: sweep.Job) -> None:
-    sweep.work(jobs, context(root), pause=0.05)
+def run(root: Path, *jobs: Job) -> None:
+    work(jobs, context(root), pause=0.05)
 
 
 def records(root: Path) -> dict[str, object]:
@@ -97,13 +100,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the tiny cell has been run, never disturbed."""
     root = tmp_path_factory.mktemp("done")
     run(root, tiny())
-    sweep.write_tables(root)
+    cells.write_tables(root)
     return root
 
 
 class TestCell:
     def test_chooses_the_best_bound_on_held_out_images(self, done):
-        record = sweep.read_cells(done)[0]
+        record = cells.read_cells(done)[0]
         best = max(record["candidates"], key=lambda c: c["held_out_bound"])
         assert len(record["candidates"]) == 4
         assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
@@ -114,7 +117,7 @@ class TestCell:
                 assert score["bound"] in [c["held_out_bound"] for c in record["candidates"]]
 
     def test_reports_the_seeds_trained_anew_on_all_images(self, done):
-        record = sweep.read_cells(done)[0]
+        record = cells.read_cells(done)[0]
         final = tiny().final(**record["chosen"])
         assert final.config.held_out == 0
         assert [run["seed"] for run in record["runs"]] == [0, 1]
@@ -146,7 +149,7 @@ class TestCell:
 
         root = tmp_path / "copy"
         shutil.copytree(done, root)
-        cell, record = tiny(), sweep.read_cells(done)[0]
+        cell, record = tiny(), cells.read_cells(done)[0]
         cell.path(root).unlink()
         for candidate in cell.candidates():
             for result in candidate.results(root):
@@ -163,7 +166,7 @@ class TestCell:
             if {k: c[k] for k in record["chosen"]} != record["chosen"]
         ]
         best = max(others, key=lambda c: c["held_out_bound"])
-        chosen = sweep.read_cells(root)[0]["chosen"]
+        chosen = cells.read_cells(root)[0]["chosen"]
         assert chosen == {"lr": best["lr"], "temperature": best["temperature"]}
 
     def test_one_candidate_leaves_nothing_to_choose(self):
@@ -225,7 +228,7 @@ def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestHalving:
     def test_the_better_go_on_within_each_learning_rate(self, halved_once):
-        (record,) = sweep.read_cells(halved_once)
+        (record,) = cells.read_cells(halved_once)
         for lr in SCALE.lrs:
             rungs = [
                 {
@@ -247,7 +250,7 @@ class TestHalving:
         assert record["scale"]["rungs"] == [[0.1, 1 / 3], [0.3, 1 / 10]]
 
     def test_runs_that_went_on_are_those_trained_at_once(self, halved_once, tmp_path):
-        (record,) = sweep.read_cells(halved_once)
+        (record,) = cells.read_cells(halved_once)
         plain = dataclasses.replace(halved(rungs=()), lrs=(1e-3,))
         (candidates,) = plain.candidates()
         run(tmp_path, candidates)
@@ -300,7 +303,7 @@ class TestHalving:
     def test_both_shows_what_halving_would_have_chosen(self, halved_once, tmp_path):
         cell = halved(rungs=CHOICES["both"])
         run(tmp_path, cell)
-        (both,), (record,) = sweep.read_cells(tmp_path), sweep.read_cells(halved_once)
+        (both,), (record,) = cells.read_cells(tmp_path), cells.read_cells(halved_once)
         scored = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"]
             for c in both["candidates"]
@@ -324,7 +327,7 @@ def test_every_row_of_every_table_can_be_run():
         for table in TABLES.values()
         for row in table.rows
         for column in table.columns
-        if (problem := (cell := sweep.cell_of(table, row, COLUMNS[column], scale)).problem())
+        if (problem := (cell := cells.cell_of(table, row, COLUMNS[column], scale)).problem())
     ]
     assert problems == []
 
@@ -334,7 +337,7 @@ def test_tables_are_read_by_pandas(done):
     assert len(runs) == 4 + 2
     assert runs["test_bound"].notna().sum() == 2
     assert runs["held_out_bound"].notna().sum() == 4
-    (record,) = sweep.read_cells(done)
+    (record,) = cells.read_cells(done)
     mean = sum(run["bound"] for run in record["runs"]) / 2
     assert cells["bound"][0] == pytest.approx(mean)
     assert cells["temperature"][0] == record["chosen"]["temperature"]
@@ -350,7 +353,7 @@ def test_what_is_done_is_not_run_again(done, monkeypatch):
 
 def test_a_held_lock_is_passed_over_and_waited_for(tmp_path):
     job = tiny()
-    with sweep.locked(tmp_path, job.name), pytest.raises(Busy):
+    with locked(tmp_path, job.name), pytest.raises(Busy):
         job.run(context(tmp_path))
 
 
@@ -367,18 +370,18 @@ def test_a_stop_keeps_what_was_finished(tmp_path):
 
     here.reporter = StopLater()
     with pytest.raises(Interrupted):
-        sweep.work([tiny()], here)
+        work([tiny()], here)
     assert list((tmp_path / "sweeps").glob("*/state/*.safetensors"))
     run(tmp_path, tiny())
-    assert sweep.read_cells(tmp_path)
+    assert cells.read_cells(tmp_path)
 
 
 def test_records_of_another_version_are_refused(done, tmp_path):
     (tmp_path / "cells").mkdir()
     path = tmp_path / "cells" / "a.json"
-    path.write_text(json.dumps({**sweep.read_cells(done)[0], "format": 99}))
+    path.write_text(json.dumps({**cells.read_cells(done)[0], "format": 99}))
     with pytest.raises(RecordError, match="another version"):
-        sweep.read_cells(tmp_path)
+        cells.read_cells(tmp_path)
 
 
 class TestGrid:

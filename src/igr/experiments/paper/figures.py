@@ -31,9 +31,9 @@ from igr.experiments.paper.specs import (
     TableFigure,
     TemperatureFigure,
 )
+from igr.experiments.runs.jobs import Context, locked, tidy
 from igr.experiments.runs.records import FORMAT, RunFolder, versions
 from igr.experiments.runs.stopping import Interrupted
-from igr.experiments.runs.sweep import Context, locked, tidy
 from igr.experiments.streams import stream
 
 matplotlib.use("Agg")

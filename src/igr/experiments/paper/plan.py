@@ -12,6 +12,7 @@ from typing import Any
 
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.paper import figures
+from igr.experiments.paper.cells import Cell, cell_of, read_cells
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.specs import (
     CHOICES,
@@ -27,7 +28,8 @@ from igr.experiments.paper.specs import (
     Table,
     TableFigure,
 )
-from igr.experiments.runs.sweep import Cell, Job, cell_of, mean_and_spread, read_cells
+from igr.experiments.runs.jobs import Job
+from igr.experiments.runs.sweep import mean_and_spread
 from igr.experiments.training.config import check_choice, check_count, check_positive
 
 __all__ = [

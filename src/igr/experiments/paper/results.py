@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from igr.experiments.files import make_folder, write_atomically, write_csv
+from igr.experiments.paper.cells import Cell, read_cells
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
-from igr.experiments.runs.sweep import Cell, Job, read_cells
+from igr.experiments.runs.jobs import Job
 
 __all__ = ["adopt", "collect", "discard", "folder", "results"]
 

@@ -22,9 +22,9 @@ from rich.console import Console
 
 from igr.experiments.errors import ConfigError, DataError, RecordError
 from igr.experiments.files import make_folder, write_atomically
+from igr.experiments.runs.jobs import Context, Job, work
 from igr.experiments.runs.progress import Board, board
 from igr.experiments.runs.stopping import Interrupted, StopRequest
-from igr.experiments.runs.sweep import Context, Job, work
 from igr.experiments.training.compute import CPU, Compute, keep_memory
 
 __all__ = ["ENGINES", "cores", "run"]

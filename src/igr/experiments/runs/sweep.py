@@ -1,22 +1,15 @@
-r"""Many sweeps and what is chosen from them, in one folder that any number of processes may work on at once.
+"""Sweeps in a folder of many, whose runs train side by side and are then scored.
 
 ::
 
-    DIR/sweeps/NAME/          a sweep as `records` has it: runs that train side by side; the name ends in a digest
-                              of its settings, so that whatever needs the same runs finds them
-    DIR/cells/NAME.json       a finished cell: what was chosen, how its runs came out
+    DIR/sweeps/NAME/          a sweep as `records` has it; the name ends in a digest of its settings, so that whatever
+                              needs the same runs finds them
     DIR/results.csv           one row for each run
-    DIR/cells.csv             one row for each cell
     DIR/locks/                held by the processes at work
-
-A job is a sweep or a cell. Whoever works on a folder takes the jobs in turn, passes over those that another process
-holds and those that are done, and comes back to see that nothing is left. What was computed is therefore never
-computed again, whichever process was killed and when.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -24,123 +17,37 @@ import itertools
 import json
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import filelock
 from torch import Tensor
 
 from igr.experiments import data
-from igr.experiments.errors import ConfigError, RecordError
-from igr.experiments.files import make_folder, read_json, write_csv, write_json
-from igr.experiments.paper.specs import Column, Row, Scale, Table
-from igr.experiments.runs.progress import Reporter
-from igr.experiments.runs.records import FORMAT, RunFolder, Stack, SweepFolder, versions
-from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.errors import ConfigError
+from igr.experiments.files import read_json
+from igr.experiments.runs.jobs import Context, locked, tidy
+from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.train import load_model, select_runs, train_stack
 from igr.experiments.training import evaluation
-from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
 
 __all__ = [
-    "Busy",
-    "Cell",
-    "Context",
-    "Job",
+    "Result",
     "Scoring",
     "Sweep",
-    "cell_of",
+    "digest",
     "grid",
-    "locked",
     "mean_and_spread",
-    "read_cells",
-    "tidy",
-    "work",
-    "write_tables",
+    "run_rows",
+    "split_images",
 ]
 
 
-class Busy(Exception):  # noqa: N818
-    """Another process holds what is needed."""
-
-
-@dataclass
-class Context:
-    """Where and how jobs run, and whom they tell.
-
-    Attributes:
-        root: the folder of everything.
-        reporter: is told of the progress.
-        stop: asks for an end at the next point where nothing is lost.
-        compute: where and how torch computes.
-    """
-
-    root: Path
-    reporter: Reporter
-    stop: StopRequest
-    compute: Compute = CPU
-
-
-class Job(Protocol):
-    """A piece of work that leaves records."""
-
-    @property
-    def name(self) -> str:
-        """Unique within a folder, and the same for the same work."""
-
-    @property
-    def title(self) -> str:
-        """What progress calls it."""
-
-    @property
-    def units(self) -> float:
-        """Seconds it is expected to take."""
-
-    def is_done(self, root: Path) -> bool:
-        """Whether its records are complete."""
-
-    def run(self, context: Context) -> None:
-        """Do what is missing."""
-
-
-@contextlib.contextmanager
-def locked(root: Path, name: str, *, wait: Callable[[], object] | None = None) -> Iterator[None]:
-    """Hold what `name` stands for.
-
-    Raises:
-        Busy: if another process holds it, unless `wait` is given: that is then called until it is free.
-    """
-    path = root / "locks" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except filelock.Timeout:
-                if wait is None:
-                    raise Busy(name) from None
-                wait()
-                time.sleep(0.2)
-    except OSError as error:
-        raise RecordError(f"cannot lock {path}: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def tidy(path: Path) -> None:
-    """Remove temporary files that a killed process left beside `path`, whose lock this process holds."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
-
-
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """A short name for what JSON can hold."""
     text = json.dumps(value, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
@@ -266,7 +173,7 @@ class Sweep:
     def name(self) -> str:
         """Folder of the sweep: its settings in short, and a digest of all of them."""
         c = self.config
-        return f"{c.dataset}-{c.architecture}-{c.families[0]}-{_digest(c.to_dict())}"
+        return f"{c.dataset}-{c.architecture}-{c.families[0]}-{digest(c.to_dict())}"
 
     @property
     def title(self) -> str:
@@ -421,276 +328,6 @@ class Sweep:
         return results
 
 
-def _rank(bound: float) -> float:
-    """A bound to be compared: a run that diverged comes last."""
-    return bound if math.isfinite(bound) else -math.inf
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A model on a data set by the protocol: candidates, the choice among them, and seeds trained anew.
-
-    Candidates (temperatures x learning rates) are trained without the held-out images and chosen by the discrete
-    model's bound on those: all to the end, or by successive halving (Jamieson and Talwalkar, 2016) at the scale's
-    rungs. At each of them every learning rate keeps its share, since a high one is ahead at first. Runs at the chosen
-    ones are then trained on all training images, and scored on the test images, once. With one candidate there is
-    nothing to choose and the first part is left out.
-    """
-
-    dataset: str
-    settings: Mapping[str, Any]
-    scale: Scale
-    temperatures: tuple[float, ...]
-    lrs: tuple[float, ...]
-    curve: bool = False
-    label: str = ""
-
-    def identity(self) -> dict[str, Any]:
-        """Everything that its numbers depend on, as JSON has it."""
-        scale = {
-            k: v
-            for k, v in dataclasses.asdict(self.scale).items()
-            if k not in ("description", "figure_steps", "figure_draws")
-        }
-        if not scale["rungs"]:
-            del scale["rungs"]  # as it was before there were any
-        identity = {
-            "dataset": self.dataset,
-            "settings": dict(self.settings),
-            "scale": {**scale, "temperatures": self.temperatures, "lrs": self.lrs},
-            "curve": self.curve,
-        }
-        return json.loads(json.dumps(identity))
-
-    @property
-    def name(self) -> str:
-        family = self.settings.get("family", "igr-i")
-        architecture = self.settings.get("architecture", "linear")
-        return (
-            f"{self.scale.name}-{self.dataset}-{architecture}-{family}-{_digest(self.identity())}"
-        )
-
-    @property
-    def title(self) -> str:
-        return self.label or self.name
-
-    def _shared(self) -> dict[str, Any]:
-        settings = {k: v for k, v in self.settings.items() if k != "family"}
-        return {
-            **settings,
-            "dataset": self.scale.stand_in or self.dataset,
-            "families": (self.settings.get("family", "igr-i"),),
-            "epochs": self.scale.epochs,
-            "train_images": self.scale.train_images,
-        }
-
-    @property
-    def _held_out(self) -> int:
-        if self.scale.held_out is not None:
-            return self.scale.held_out
-        return data.SOURCES[self.scale.stand_in or self.dataset].held_out
-
-    def problem(self) -> str | None:
-        """Why it cannot be run, if it cannot: one of its settings is unknown."""
-        try:
-            for sweep in self._planned():
-                sweep.config.runs()
-        except (ConfigError, TypeError) as error:
-            return str(error)
-        return None
-
-    def rungs(self) -> list[tuple[int, int]]:
-        """Epochs that candidates are trained for, and how many temperatures of each learning rate then remain.
-
-        The last are the whole of the epochs, after which one is chosen. Before, at least three candidates remain.
-        """
-        rungs: list[tuple[int, int]] = []
-        for epochs, share in self.scale.rungs:
-            least = math.ceil(3 / len(self.lrs))
-            count = max(least, math.ceil(share * len(self.temperatures) - 1e-9))
-            rungs.append((round(epochs * self.scale.epochs), count))
-        return [*((e, n) for e, n in rungs if 0 < e < self.scale.epochs), (self.scale.epochs, 1)]
-
-    def candidates(
-        self, best: Callable[[Sweep, int], Sequence[float]] | None = None
-    ) -> list[Sweep]:
-        """Sweeps to choose from, one for each learning rate and rung; none where there is nothing to choose.
-
-        Args:
-            best: is given each sweep and a count, and returns so many of its temperatures; by default the first.
-        """
-        if len(self.temperatures) * len(self.lrs) == 1:
-            return []
-        sweeps = []
-        for lr in self.lrs:
-            temperatures: Sequence[float] = self.temperatures
-            before: Sweep | None = None
-            for epochs, count in self.rungs():
-                config = SweepConfig(
-                    **{**self._shared(), "epochs": epochs},
-                    held_out=self._held_out,
-                    temperatures=tuple(temperatures),
-                    seeds=self.scale.choice_seeds,
-                    lr=lr,
-                )
-                scoring = Scoring(True, 0, self.scale.choice_samples)
-                before = Sweep(config, (scoring,), "", before, epochs < self.scale.epochs)
-                sweeps.append(before)
-                if before.leaves_states:
-                    temperatures = best(before, count) if best else temperatures[:count]
-        return sweeps
-
-    def _planned(self) -> list[Sweep]:
-        return [*self.candidates(), self.final(self.lrs[0], self.temperatures[0])]
-
-    def final(self, lr: float, temperature: float) -> Sweep:
-        """The runs that are reported."""
-        config = SweepConfig(
-            **self._shared(),
-            temperatures=(temperature,),
-            seeds=self.scale.seeds,
-            lr=lr,
-            test_curve=self.curve,
-        )
-        return Sweep(config, (Scoring(False, self.scale.test_images, self.scale.samples),))
-
-    @property
-    def units(self) -> float:
-        return sum(sweep.units for sweep in self._planned())
-
-    def path(self, root: Path) -> Path:
-        """Its record."""
-        return root / "cells" / f"{self.name}.json"
-
-    def is_done(self, root: Path) -> bool:
-        return self.path(root).exists()
-
-    def run(self, context: Context) -> None:
-        root, path = context.root, self.path(context.root)
-        with locked(root, self.name):
-            tidy(path)
-            if path.exists():
-                return
-            wait = functools.partial(_waiting, context, self.title)
-
-            def best(sweep: Sweep, count: int) -> list[float]:
-                """Train and score a rung; the temperatures that go on, in their order."""
-                sweep.complete(context, self.title, wait)
-                bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
-                ahead = [temperature for temperature, _ in bounds[:count]]
-                return [
-                    temperature for temperature in sweep.config.temperatures if temperature in ahead
-                ]
-
-            sweeps = self.candidates(best)
-            for sweep in sweeps:
-                sweep.complete(context, self.title, wait)
-            scored = [
-                _Scored(sweep.config.lr, temperature, sweep.config.epochs, bound)
-                for sweep in sweeps
-                for temperature, bound in _held_out_bounds(sweep, root)
-            ]
-            finalists = [each for each in scored if each.epochs == self.scale.epochs]
-            chosen = max(
-                finalists,
-                key=lambda each: each.held_out_bound,
-                default=_Scored(self.lrs[0], self.temperatures[0], 0, math.nan),
-            )
-            final = self.final(chosen.lr, chosen.temperature)
-            final.complete(context, self.title, wait)
-            _write(path, self._record(root, [*sweeps, final], scored, chosen))
-            for sweep in sweeps:
-                sweep.forget_states(root)
-
-    def _record(
-        self, root: Path, sweeps: Sequence[Sweep], scored: Sequence[_Scored], chosen: _Scored
-    ) -> dict[str, Any]:
-        final = sweeps[-1]
-        results = final.results(root)
-        name = final.scorings[0].name
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            **self.identity(),
-            "candidates": [dataclasses.asdict(each) for each in scored],
-            "chosen": {"lr": chosen.lr, "temperature": chosen.temperature},
-            "sweeps": [sweep.name for sweep in sweeps],
-            "runs": [
-                {
-                    "seed": result.config.seed,
-                    "run": result.run.path.relative_to(root).as_posix(),
-                    **result.scores[name],
-                    "seconds_per_epoch": result.seconds_per_epoch,
-                    "side_by_side": result.side_by_side,
-                }
-                for result in results
-            ],
-            "versions": versions(),
-        }
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A candidate after so many epochs."""
-
-    lr: float
-    temperature: float
-    epochs: int
-    held_out_bound: float
-
-
-def _waiting(context: Context, part: str) -> None:
-    if context.stop.requested:
-        raise Interrupted(0)
-    context.reporter.note(part, "waiting for another process")
-
-
-def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
-    """Temperatures of a sweep with their mean bound on held-out images."""
-    bounds: dict[float, list[float]] = {}
-    for result in sweep.results(root):
-        bound = result.scores[sweep.scorings[0].name]["bound"]
-        bounds.setdefault(result.config.temperature, []).append(_rank(bound))
-    return [(t, statistics.fmean(values)) for t, values in bounds.items()]
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    make_folder(path.parent)
-    write_json(path, value)
-
-
-def cell_of(table: Table, row: Row, column: Column, scale: Scale, *, curve: bool = False) -> Cell:
-    """The cell of a table, by what the table, the column and the row say; the row has the last word."""
-    settings = {**table.settings, **column.settings, **row.settings}
-    return Cell(
-        dataset=column.dataset,
-        settings=settings,
-        scale=scale,
-        temperatures=row.temperatures or scale.temperatures,
-        lrs=table.lrs or scale.lrs,
-        curve=curve,
-        label=f"{table.name} {column.label} {row.label}",
-    )
-
-
-def read_cells(root: Path) -> list[dict[str, Any]]:
-    """Every finished cell of a folder.
-
-    Raises:
-        RecordError: if one is damaged or was written by another version.
-    """
-    cells = []
-    for path in sorted((root / "cells").glob("*.json")):
-        cell = read_json(path)
-        if cell.get("format") != FORMAT:
-            raise RecordError(
-                f"{path}: expected records of format {FORMAT}, found {cell.get('format')}: written by another"
-                " version of igr"
-            )
-        cells.append(cell)
-    return cells
-
-
 def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 0) -> list[Sweep]:
     """Every combination of settings, as sweeps whose runs differ in temperature and seed alone.
 
@@ -727,42 +364,6 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
     return sweeps
 
 
-def work(jobs: Sequence[Job], context: Context, *, pause: float = 0.5) -> None:
-    """Do every job that is not done, passing over those that other processes are at, until all are done.
-
-    Raises:
-        Interrupted: if a stop was asked for.
-    """
-    left = list(jobs)
-    while left:
-        busy = []
-        for job in left:
-            if context.stop.requested:
-                raise Interrupted(0)
-            context.reporter.begin(job.title, job.units)
-            try:
-                if not job.is_done(context.root):
-                    job.run(context)
-            except Busy:
-                context.reporter.note(job.title, "in another process")
-                busy.append(job)
-            else:
-                context.reporter.finish(job.title)
-        if len(busy) == len(left):
-            time.sleep(pause)
-        left = busy
-
-
-def write_tables(root: Path) -> None:
-    """Replace ``results.csv`` and ``cells.csv``, which pandas reads as they are."""
-    with locked(root, "tables", wait=lambda: None):
-        tables = {"results.csv": run_rows(root), "cells.csv": [*map(cell_row, read_cells(root))]}
-        for name, rows in tables.items():
-            tidy(root / name)
-            if rows:
-                write_csv(root / name, rows)
-
-
 def run_rows(root: Path) -> list[dict[str, Any]]:
     """A row for each finished run: settings, and its scores on the most images and samples."""
     rows = []
@@ -791,25 +392,6 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell's row in ``cells.csv``."""
-    scale = cell["scale"]
-    numbers: dict[str, float] = {}
-    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
-        mean, spread = mean_and_spread([run[key] for run in cell["runs"]])
-        numbers |= {key: mean, f"{key}_sd": spread}
-    return {
-        "cell": cell["name"],
-        "scale": scale["name"],
-        "dataset": scale["stand_in"] or cell["dataset"],
-        **cell["settings"],
-        **cell["chosen"],
-        "epochs": scale["epochs"],
-        "seeds": len(cell["runs"]),
-        **numbers,
-    }
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["CPU", "Compute", "flushed_denormals", "keep_memory"]
+from igr.experiments.errors import ConfigError
+
+__all__ = ["CPU", "Compute", "check_compute", "flushed_denormals", "keep_memory"]
 
 
 @contextlib.contextmanager
@@ -56,3 +58,25 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def check_compute(compute: Compute) -> Compute:
+    """The same, if torch can compute like this here."""
+    name = compute.device
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: expected one that torch can use, such as cpu, got {name!r} ({reason})"
+        ) from None
+    if compute.compiled and device.type == "cpu":
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(2))
+        except Exception as error:  # whatever a missing or broken C++ compiler makes torch raise
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"compile: torch.compile does not work here, which needs a C++ compiler ({reason})"
+            ) from None
+    return compute

@@ -1,0 +1,24 @@
+"""``igr collect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igr.experiments.cli import console
+from igr.experiments.cli.console import say
+from igr.experiments.paper import results
+from igr.experiments.paper.plan import check_root
+
+
+def collect(
+    folder: Annotated[Path, typer.Argument(help="What `igr reproduce --scale full --out` wrote.")],
+    into: Annotated[Path, typer.Option(help="Folder of results, such as results/ in a clone.")],
+) -> None:
+    """Copy what is small of full-scale records, weights not among it, into a folder of results."""
+    root = folder.expanduser()
+    check_root(root)
+    files = results.collect(root, into.expanduser())
+    say(console.out, f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")

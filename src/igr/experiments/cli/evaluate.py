@@ -1,0 +1,40 @@
+"""``igr evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igr.experiments.cli import console
+from igr.experiments.cli.options import Samples, Threads
+from igr.experiments.cli.training import (
+    check_out,
+    evaluate_runs,
+    grouped,
+    load_data,
+    results_table,
+    set_threads,
+)
+from igr.experiments.runs.records import open_runs
+from igr.experiments.training.config import check_count
+
+
+def evaluate(
+    folder: Annotated[
+        Path, typer.Argument(help="What `igr vae --out` wrote, or the folder of one run in it.")
+    ],
+    samples: Samples = 1000,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    threads: Threads = 0,
+) -> None:
+    """Evaluate trained runs as discrete models on the test set."""
+    set_threads(threads)
+    check_count("samples", samples)
+    if limit is not None:
+        check_count("limit", limit)
+    runs = open_runs(check_out(folder))
+    dataset = load_data(runs[0].config.dataset)
+    rows = evaluate_runs(runs, dataset, samples, limit)
+    console.out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))

@@ -1,0 +1,45 @@
+"""What ``igr reproduce`` and ``igr sweep`` share: jobs, on an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from igr.experiments.cli import console
+from igr.experiments.cli.console import fail
+from igr.experiments.runs import engines
+from igr.experiments.runs.jobs import Job
+from igr.experiments.runs.stopping import Interrupted
+from igr.experiments.training.compute import Compute, check_compute
+from igr.experiments.training.config import check_choice, check_count
+
+__all__ = ["run_jobs"]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    root: Path,
+    engine: str,
+    ray_address: str | None,
+    workers: int,
+    compute: Compute,
+) -> None:
+    check_choice("engine", engine, engines.ENGINES)
+    check_count("workers", workers, least=0)
+    check_compute(compute)
+    if not workers:
+        workers = min(8, engines.cores()) if compute.device == "cpu" else 1
+    try:
+        engines.run(
+            jobs,
+            root,
+            console.notes,
+            engine=engine,
+            workers=workers,
+            compute=compute,
+            ray_address=ray_address,
+        )
+    except Interrupted:
+        fail(
+            f"stopped; what was finished is in {root}, and the same command goes on from there", 130
+        )

@@ -1,0 +1,25 @@
+"""``igr report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igr.experiments.cli import console
+from igr.experiments.cli.console import say
+from igr.experiments.paper import report as page
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `igr reproduce --out` wrote.")],
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="The page; by default report.html in the folder.")
+    ] = None,
+) -> None:
+    """Build one self-contained HTML page of all tables and figures there are records of."""
+    root = folder.expanduser()
+    path = (out_file or root / "report.html").expanduser()
+    size = page.write(root, path)
+    say(console.out, f"{path} ({size / 1e6:.1f} MB, needs no network)")

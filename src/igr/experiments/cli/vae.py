@@ -1,0 +1,94 @@
+"""``igr vae``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igr.experiments import data
+from igr.experiments.cli import console
+from igr.experiments.cli.console import say
+from igr.experiments.cli.options import Compiled, Device, Folder, Samples, Threads
+from igr.experiments.cli.training import check_out, grouped, results_table, run_sweep, set_threads
+from igr.experiments.models.families import FAMILIES
+from igr.experiments.models.likelihoods import LIKELIHOODS
+from igr.experiments.training.compute import Compute, check_compute
+from igr.experiments.training.config import ARCHITECTURES, SweepConfig
+from igr.experiments.training.objectives import ESTIMATORS, RELAXED
+
+
+def vae(
+    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(data.SOURCES)}.")] = "digits",
+    family: Annotated[
+        list[str], typer.Option(help=f"Of {', '.join(FAMILIES)}; may be repeated.")
+    ] = ["igr-i"],  # noqa: B006
+    temperature: Annotated[list[float], typer.Option(help="May be repeated.")] = [0.1],  # noqa: B006
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
+    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 100,
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 3e-4,
+    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 100,
+    architecture: Annotated[
+        str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")
+    ] = "linear",
+    decoder: Annotated[str, typer.Option(help=f"One of {', '.join(LIKELIHOODS)}.")] = "bernoulli",
+    estimator: Annotated[
+        str,
+        typer.Option(
+            help=f"Of the gradient: {', '.join(RELAXED)} of the relaxed model, or of the discrete one"
+            f" {', '.join(ESTIMATORS)}."
+        ),
+    ] = "pathwise",
+    num_samples: Annotated[int, typer.Option(help="Samples S of each image in a step.")] = 1,
+    lr_decay: Annotated[float, typer.Option(help="Divide lr by 1 + this x steps done.")] = 0.0,
+    lr_min: Annotated[float, typer.Option(help="But never below this.")] = 0.0,
+    variables: Annotated[int, typer.Option(help="Categorical variables of the code.")] = 20,
+    categories: Annotated[int, typer.Option(help="Categories of each.")] = 10,
+    prior_temperature: Annotated[float, typer.Option(help="Of the Gumbel-Softmax prior.")] = 0.5,
+    unit_scale: Annotated[
+        bool, typer.Option("--unit-scale", help="Hold the Gaussian's scales at 1.")
+    ] = False,
+    held_out: Annotated[
+        int, typer.Option(help="Training images kept back and scored as well.")
+    ] = 0,
+    samples: Samples = 1000,
+    out_folder: Folder = Path("igr-vae"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last finished epoch.")
+    ] = False,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    compiled: Compiled = False,
+) -> None:
+    """Train discrete VAEs, all temperatures and seeds of a family side by side, and evaluate them."""
+    set_threads(threads)
+    config = SweepConfig(
+        dataset=dataset,
+        families=tuple(family),
+        temperatures=tuple(temperature),
+        seeds=seeds,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        architecture=architecture,
+        decoder=decoder,
+        estimator=estimator,
+        num_samples=num_samples,
+        lr_decay=lr_decay,
+        lr_min=lr_min,
+        num_variables=variables,
+        num_categories=categories,
+        prior_temperature=prior_temperature,
+        unit_scale=unit_scale,
+        held_out=held_out,
+    )
+    compute = check_compute(Compute(device, compiled))
+    folder, rows = run_sweep(
+        config, check_out(out_folder), resume=resume, samples=samples, compute=compute
+    )
+    console.out.print(results_table(grouped(rows), f"Discrete VAEs on {dataset}"))
+    say(
+        console.out,
+        f"Records and pictures: {folder.path / 'runs'}; all results: {folder.path / 'results.csv'}",
+    )
