@@ -32,6 +32,7 @@ lint: $(VENV)/.igr-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 slow: $(VENV)/.igr-dev
 	$(PYTEST) -m slow --timeout 3600

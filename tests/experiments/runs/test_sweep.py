@@ -20,8 +20,7 @@ import torch
 from igr.experiments import cli, data
 from igr.experiments.data import DataError
 from igr.experiments.errors import ConfigError, RecordError
-from igr.experiments.paper import cells
-from igr.experiments.paper.cells import Cell
+from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
 from igr.experiments.runs import sweep, train
 from igr.experiments.runs.jobs import Busy, Context, Job, locked, work
@@ -100,13 +99,13 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where the tiny cell has been run, never disturbed."""
     root = tmp_path_factory.mktemp("done")
     run(root, tiny())
-    cells.write_tables(root)
+    write_tables(root)
     return root
 
 
 class TestCell:
     def test_chooses_the_best_bound_on_held_out_images(self, done):
-        record = cells.read_cells(done)[0]
+        record = read_cells(done)[0]
         best = max(record["candidates"], key=lambda c: c["held_out_bound"])
         assert len(record["candidates"]) == 4
         assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
@@ -117,7 +116,7 @@ class TestCell:
                 assert score["bound"] in [c["held_out_bound"] for c in record["candidates"]]
 
     def test_reports_the_seeds_trained_anew_on_all_images(self, done):
-        record = cells.read_cells(done)[0]
+        record = read_cells(done)[0]
         final = tiny().final(**record["chosen"])
         assert final.config.held_out == 0
         assert [run["seed"] for run in record["runs"]] == [0, 1]
@@ -149,7 +148,7 @@ class TestCell:
 
         root = tmp_path / "copy"
         shutil.copytree(done, root)
-        cell, record = tiny(), cells.read_cells(done)[0]
+        cell, record = tiny(), read_cells(done)[0]
         cell.path(root).unlink()
         for candidate in cell.candidates():
             for result in candidate.results(root):
@@ -166,7 +165,7 @@ class TestCell:
             if {k: c[k] for k in record["chosen"]} != record["chosen"]
         ]
         best = max(others, key=lambda c: c["held_out_bound"])
-        chosen = cells.read_cells(root)[0]["chosen"]
+        chosen = read_cells(root)[0]["chosen"]
         assert chosen == {"lr": best["lr"], "temperature": best["temperature"]}
 
     def test_one_candidate_leaves_nothing_to_choose(self):
@@ -228,7 +227,7 @@ def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestHalving:
     def test_the_better_go_on_within_each_learning_rate(self, halved_once):
-        (record,) = cells.read_cells(halved_once)
+        (record,) = read_cells(halved_once)
         for lr in SCALE.lrs:
             rungs = [
                 {
@@ -250,7 +249,7 @@ class TestHalving:
         assert record["scale"]["rungs"] == [[0.1, 1 / 3], [0.3, 1 / 10]]
 
     def test_runs_that_went_on_are_those_trained_at_once(self, halved_once, tmp_path):
-        (record,) = cells.read_cells(halved_once)
+        (record,) = read_cells(halved_once)
         plain = dataclasses.replace(halved(rungs=()), lrs=(1e-3,))
         (candidates,) = plain.candidates()
         run(tmp_path, candidates)
@@ -303,7 +302,7 @@ class TestHalving:
     def test_both_shows_what_halving_would_have_chosen(self, halved_once, tmp_path):
         cell = halved(rungs=CHOICES["both"])
         run(tmp_path, cell)
-        (both,), (record,) = cells.read_cells(tmp_path), cells.read_cells(halved_once)
+        (both,), (record,) = read_cells(tmp_path), read_cells(halved_once)
         scored = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"]
             for c in both["candidates"]
@@ -327,7 +326,7 @@ def test_every_row_of_every_table_can_be_run():
         for table in TABLES.values()
         for row in table.rows
         for column in table.columns
-        if (problem := (cell := cells.cell_of(table, row, COLUMNS[column], scale)).problem())
+        if (problem := (cell := cell_of(table, row, COLUMNS[column], scale)).problem())
     ]
     assert problems == []
 
@@ -337,7 +336,7 @@ def test_tables_are_read_by_pandas(done):
     assert len(runs) == 4 + 2
     assert runs["test_bound"].notna().sum() == 2
     assert runs["held_out_bound"].notna().sum() == 4
-    (record,) = cells.read_cells(done)
+    (record,) = read_cells(done)
     mean = sum(run["bound"] for run in record["runs"]) / 2
     assert cells["bound"][0] == pytest.approx(mean)
     assert cells["temperature"][0] == record["chosen"]["temperature"]
@@ -373,15 +372,15 @@ def test_a_stop_keeps_what_was_finished(tmp_path):
         work([tiny()], here)
     assert list((tmp_path / "sweeps").glob("*/state/*.safetensors"))
     run(tmp_path, tiny())
-    assert cells.read_cells(tmp_path)
+    assert read_cells(tmp_path)
 
 
 def test_records_of_another_version_are_refused(done, tmp_path):
     (tmp_path / "cells").mkdir()
     path = tmp_path / "cells" / "a.json"
-    path.write_text(json.dumps({**cells.read_cells(done)[0], "format": 99}))
+    path.write_text(json.dumps({**read_cells(done)[0], "format": 99}))
     with pytest.raises(RecordError, match="another version"):
-        cells.read_cells(tmp_path)
+        read_cells(tmp_path)
 
 
 class TestGrid:
