@@ -359,7 +359,7 @@ MASK = torch.tensor([True, True, False])
 THIRDS = torch.full((5, 3), 1 / 3)
 SPP = igr.SoftmaxPlusPlus(1.0)
 SCALAR = torch.zeros(())
-Q, G = igr.SoftmaxIGR(L, S, 1.0), igr.GumbelSoftmax(1.0, L)
+Q, G = igr.SoftmaxIGR(L, S, 1.0), igr.GumbelSoftmax(1.0, logits=L)
 POISSON = torch.distributions.Independent(torch.distributions.Poisson(S), 1)
 LAPLACE = torch.distributions.Laplace(L, S)
 AFTER = torch.tensor([0.5, -0.1, 1.0, 1.0, 1.0])
@@ -390,15 +390,15 @@ BAD = [
     (lambda: igr.SoftmaxIGR(L, S, 1.0, allowed=MASK[:2]), r"allowed: expected shape \(\*batch, 3\), .* got \(2,\)"),
     (lambda: igr.SharpStickBreakingIGR(L, S, 1.0, allowed=MASK & ~MASK), "allowed: expected at least one allowed"),
     # Gumbel-Softmax
-    (lambda: igr.GumbelSoftmax(1.0, L, S), "expected exactly one of logits and probs"),
+    (lambda: igr.GumbelSoftmax(1.0, logits=L, probs=S), "expected exactly one of logits and probs"),
     (lambda: igr.GumbelSoftmax(1.0), "expected exactly one of logits and probs"),
-    (lambda: igr.GumbelSoftmax(1.0, L[:, :1]), r"logits: expected shape \(\*batch, K\) with K >= 2, got \(5, 1\)"),
-    (lambda: igr.GumbelSoftmax(1.0, L * torch.nan), "logits: expected numbers below infinity"),
+    (lambda: igr.GumbelSoftmax(1.0, logits=L[:, :1]), r"logits: expected shape .* with K >= 2, got \(5, 1\)"),
+    (lambda: igr.GumbelSoftmax(1.0, logits=L * torch.nan), "logits: expected numbers below infinity"),
     (lambda: igr.GumbelSoftmax(1.0, probs=-S), "probs: expected non-negative finite values"),
-    (lambda: igr.GumbelSoftmax(-1.0, L), "temperature: expected a positive finite number, got -1.0"),
-    (lambda: igr.GumbelSoftmax(1.0, L - torch.inf), "logits: expected at least one possible category"),
+    (lambda: igr.GumbelSoftmax(-1.0, logits=L), "temperature: expected a positive finite number, got -1.0"),
+    (lambda: igr.GumbelSoftmax(1.0, logits=L - torch.inf), "logits: expected at least one possible category"),
     (lambda: igr.GumbelSoftmax(1.0, probs=0 * S), "probs: expected at least one possible category"),
-    (lambda: igr.GumbelSoftmax(S[:4, 0], L), r"temperature: .*the batch shape \(5,\), got \(4,\)"),
+    (lambda: igr.GumbelSoftmax(S[:4, 0], logits=L), r"temperature: .*the batch shape \(5,\), got \(4,\)"),
     # other bases
     (lambda: igr.IGR.from_base(LAPLACE, SPP), r"base: expected event_shape \(K-1,\), got \(\); wrap"),
     (lambda: igr.IGR.from_base(POISSON, SPP), "base: expected a distribution with rsample"),

@@ -314,7 +314,7 @@ def test_gradient_of_log_prob_agrees_with_finite_differences(case: Case) -> None
     def f(free: Tensor, loc: Tensor, scale: Tensor, t: Tensor) -> Tensor:
         full = torch.full_like(log_z, -torch.inf)
         full[..., mask] = free
-        return case.build(loc, scale, t).log_prob(log_value=full)
+        return case.build(loc, scale, t).log_prob(log_value=full.log_softmax(-1))
 
     assert gradcheck(f, (free, loc, scale, t), atol=1e-6, rtol=1e-4)
 
@@ -467,6 +467,7 @@ def _float64_scores(
         exact = igr.GumbelSoftmax(t, logits=q.logits.double())
         mask = q.allowed
         terms = log_z.double().masked_fill(~mask, 0.0)
+        exact._validate_args = False  # float32 rounds off float64's simplex
         return exact.log_prob(log_value=log_z.double()), (1 + t) * terms.abs().sum(
             -1
         ) + num_categories * (terms.abs().amax(-1) * t)

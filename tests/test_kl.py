@@ -250,11 +250,10 @@ def _pairs_without() -> list[tuple[igr.Relaxation, igr.Relaxation]]:
         (student, student),
         (igr.StickBreakingIGR(loc, scale, 0.5), igr.StickBreakingIGR(loc, scale, 0.5, delta=2.0)),
         (igr.StickBreakingIGR(loc, scale, 0.5), softmax),
-        (softmax, igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5)),
     ]
 
 
-@pytest.mark.parametrize("pair", range(11))
+@pytest.mark.parametrize("pair", range(10))
 def test_no_closed_form_names_monte_carlo_kl(pair: int) -> None:
     q, p = _pairs_without()[pair]
     with pytest.raises(NotImplementedError, match="monte_carlo_kl"):
@@ -362,7 +361,7 @@ BAD = [
     ),
     (
         lambda q, p: igr.monte_carlo_kl(q, igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5)),
-        "q, p: expected the same number of categories, got 4 and 3",
+        r"q, p: expected the same number of categories, got event shapes \(4,\) and \(3,\)",
     ),
 ]
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["between", "broadcast", "positive", "satisfies", "values_can_be_read"]
+__all__ = [
+    "allowed_categories",
+    "between",
+    "broadcast",
+    "positive",
+    "satisfies",
+    "values_can_be_read",
+]
 
 
 def values_can_be_read(*values: float | Tensor) -> bool:
-    """Whether a check may look at values: not while compiling, under `torch.func.vmap`, or without data."""
-    if torch.compiler.is_compiling():
+    """Whether a check may look at values: not where code is traced, under `torch.func.vmap`, or without data."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         return False
     return all(_has_data(value) for value in values if isinstance(value, Tensor))
 
@@ -22,7 +32,8 @@ def _has_data(tensor: Tensor) -> bool:
         if functorch.is_batchedtensor(tensor):
             return False
         tensor = functorch.get_unwrapped(tensor)
-    return not tensor.is_meta
+    # Fake tensors and their like have a dispatch of their own.
+    return not tensor.is_meta and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 def enabled(validate_args: bool | None) -> bool:
@@ -52,17 +63,47 @@ def between(name: str, value: Tensor, low: float, high: float, expected: str) ->
         satisfies(name, value, (value > low) & (value < high), expected)
 
 
-def positive(name: str, value: float | Tensor, validate_args: bool | None = None) -> None:
-    """Raise ValueError unless `value` is positive and finite."""
+def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
+    """`value`, or ValueError unless it is positive and finite.
+
+    NumPy's numbers come out as Python's, and tensors of one element without dimensions: as in torch, they add none to
+    a batch.
+    """
     if isinstance(value, Tensor):
         if enabled(validate_args):
             between(name, value, 0.0, torch.inf, "positive finite values")
-    elif not isinstance(value, (int, float)):
-        raise ValueError(
-            f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
-        )
-    elif not 0 < value < float("inf"):
+        return value.reshape(()) if value.dim() and value.numel() == 1 else value
+    if not isinstance(value, (int, float)):
+        if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
+            raise ValueError(
+                f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
+            )
+        value = float(value)
+    if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a positive finite number, got {value}")
+    return value
+
+
+def allowed_categories(
+    allowed: Tensor | None, num_categories: int | None = None, validate_args: bool | None = None
+) -> Tensor | None:
+    """`allowed`, or ValueError unless it is a mask that leaves a category to each element."""
+    if allowed is None:
+        return None
+    if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
+        came = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
+        raise ValueError(f"allowed: expected a boolean tensor, got {came}")
+    wrong = num_categories is not None and allowed.shape[-1:] != (num_categories,)
+    if allowed.dim() < 1 or wrong:
+        expected = "K" if num_categories is None else num_categories
+        raise ValueError(
+            f"allowed: expected shape (*batch, {expected}), one entry for each category, "
+            f"got {tuple(allowed.shape)}"
+        )
+    if enabled(validate_args):
+        some = allowed.any(-1)
+        satisfies("allowed", some, some, "at least one allowed category for each element")
+    return allowed
 
 
 def fits_batch(name: str, shape: torch.Size, batch_shape: torch.Size) -> None:

@@ -8,7 +8,6 @@ differentiates it implicitly.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +51,9 @@ def _compute_dtype(value: Tensor) -> torch.dtype:
 
 def _safely_small(x: Tensor) -> bool:
     """Whether no Phi(x) underflows, where that can be asked at little cost."""
-    return x.device.type == "cpu" and values_can_be_read(x) and bool(x.amin() > -25.0)
+    if x.device.type != "cpu" or not values_can_be_read(x):
+        return False
+    return x.numel() == 0 or bool(x.amin() > -25.0)
 
 
 def _mills(x: Tensor) -> Tensor:
@@ -232,7 +233,6 @@ def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Ten
 # the largest of several normals, given which one it is
 
 
-@lru_cache(maxsize=8)
 def _rule_and_integral(num_nodes: int) -> tuple[list[float], list[float], list[list[float]]]:
     """Nodes and weights of `gauss_legendre`, and a matrix from values at the nodes to an integral.
 
@@ -266,6 +266,10 @@ def _rule_and_integral(num_nodes: int) -> tuple[list[float], list[float], list[l
             ]
         )
     return nodes, weights, matrix
+
+
+# Made once: compilers trace neither the making nor a cache.
+_RULES = {rule.nodes: _rule_and_integral(rule.nodes) for rule in (_FINE, _COARSE)}
 
 
 def _largest(
@@ -349,7 +353,7 @@ def _largest(
     reach = torch.maximum(right - left, 1e-12 * unit)
     width = torch.log1p(reach / unit) / panels
     node, node_weight, to_integral = (
-        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _rule_and_integral(num_nodes)
+        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _RULES[num_nodes]
     )
     panel = torch.arange(panels, dtype=loc.dtype, device=loc.device)
     v = (panel.unsqueeze(-1) + node).flatten() * width.unsqueeze(-1)

@@ -25,6 +25,8 @@ class _Simplex(constraints.Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            value = value.to(torch.get_default_dtype())
         num_categories = value.shape[-1]
         info = torch.finfo(value.dtype)
         # Entries are rounded in their own dtype, and computed and added up in float32 at least.

@@ -418,7 +418,9 @@ def _log_integrals(
             # enough for scales that differ by a factor of 100, where u runs up to 6.7
             num_nodes = 96 if double else 52
         else:
-            num_nodes = rule.num_nodes(float(span.log_reach.max()) if count else 0.0)
+            # NaN of parameters that were not checked gives NaN
+            reach = span.log_reach.nan_to_num(0.0, posinf=0.0).max() if count else 0.0
+            num_nodes = rule.num_nodes(float(reach))
 
     chunks = rows(num_nodes)
     recompute = len(chunks) > 1 and _can_recompute(loc, scale)
@@ -441,7 +443,6 @@ class Recovered(NamedTuple):
     standard_error: Tensor
 
 
-@torch.no_grad()
 def monte_carlo_probs(
     hard_sampler: Callable[[int], Tensor],
     num_samples: int,
@@ -477,15 +478,16 @@ def monte_carlo_probs(
         raise ValueError(f"pseudo_count: expected a number of 0 or more, got {pseudo_count}")
     if max_elements < 1:
         raise ValueError(f"max_elements: expected a positive number, got {max_elements}")
-    # the first draw tells how large one is
-    draws = hard_sampler(1)
-    dtype = torch.float64 if draws.dtype == torch.float64 else torch.float32
-    counts, done = draws.sum(0, dtype=torch.int64), 1
-    at_once = max(1, max_elements // max(1, draws.numel()))
-    while done < num_samples:
-        n = min(at_once, num_samples - done)
-        counts += hard_sampler(n).sum(0, dtype=torch.int64)
-        done += n
+    with torch.no_grad():
+        # the first draw tells how large one is
+        draws = hard_sampler(1)
+        dtype = torch.float64 if draws.dtype == torch.float64 else torch.float32
+        counts, done = draws.sum(0, dtype=torch.int64), 1
+        at_once = max(1, max_elements // max(1, draws.numel()))
+        while done < num_samples:
+            n = min(at_once, num_samples - done)
+            counts += hard_sampler(n).sum(0, dtype=torch.int64)
+            done += n
     seen = counts.to(dtype)
     probs = (seen + pseudo_count) / (num_samples + pseudo_count * seen.shape[-1])
     smoothed = (seen + 0.5) / (num_samples + 1)

@@ -7,14 +7,16 @@ precision, samples are in half precision and logarithms and densities in float32
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import (
+    Categorical,
     Distribution,
     Independent,
     Normal,
@@ -22,14 +24,23 @@ from torch.distributions import (
     TransformedDistribution,
     constraints,
 )
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import ComposeTransform, Transform
 
 from igr import _checks, conditional, functional
+from igr._exp import exp_nonpositive
 from igr._pyro import PyroSite
 from igr.constraints import simplex
 from igr.discrete import argmax_log_probs, monte_carlo_probs
 from igr.stick_breaking import leader_log_probs
-from igr.transforms import Compose, Sharpen, SoftmaxPlusPlus, StickBreaking
+from igr.transforms import (
+    Compose,
+    Sharpen,
+    SoftmaxPlusPlus,
+    StickBreaking,
+    is_real,
+    satisfied,
+    some_point,
+)
 
 __all__ = [
     "IGR",
@@ -51,6 +62,10 @@ class RecoveredCategorical(OneHotCategorical):
     Args:
         probs, logits: as for ``OneHotCategorical``.
         standard_error: of each probability, ``(*batch, K)``, where they were estimated; None where they were computed.
+        validate_args: check these values, and those that are scored; torch's default where None.
+
+    >>> RecoveredCategorical(probs=torch.tensor([0.2, 0.8])).log_prob(torch.tensor([0.0, 1.0])).exp()
+    tensor(0.8000)
     """
 
     def __init__(
@@ -58,16 +73,29 @@ class RecoveredCategorical(OneHotCategorical):
         probs: Tensor | None = None,
         logits: Tensor | None = None,
         standard_error: Tensor | None = None,
+        validate_args: bool | None = None,
     ) -> None:
-        # The values come from a distribution that was checked.
-        super().__init__(probs=probs, logits=logits, validate_args=False)
+        # OneHotCategorical would check the probabilities by torch's default, whatever it is asked.
+        self._categorical = Categorical(probs, logits, validate_args=False)
+        *batch, size = self._categorical.param_shape
+        Distribution.__init__(self, torch.Size(batch), torch.Size((size,)), validate_args=False)
+        self._validate_args = _checks.enabled(validate_args)
         self.standard_error = standard_error
+        if self._validate_args:
+            # Once normalised they are NaN where the sum is 0 or infinite.
+            name, values = ("logits", self.logits) if probs is None else ("probs", self.probs)
+            valid = values == values if probs is None else values >= 0
+            _checks.satisfies(name, values, valid.all(-1), "weights that can be normalised")
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RecoveredCategorical:
         new = self._get_checked_instance(RecoveredCategorical, _instance)
         error = self.standard_error
         new.standard_error = None if error is None else error.expand(*batch_shape, -1)
         return super().expand(batch_shape, _instance=new)
+
+    def __repr__(self) -> str:
+        error = "" if self.standard_error is None else ", estimated"
+        return f"RecoveredCategorical(probs: {tuple(self._categorical.param_shape)}{error})"
 
 
 class Relaxation(PyroSite):
@@ -122,10 +150,10 @@ class Relaxation(PyroSite):
         """Draw z, ``(*sample_shape, *batch, K)``, differentiably."""
         return self._cast(self.rsample_log(sample_shape).exp())
 
-    @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw z without gradients."""
-        return self.rsample(sample_shape)
+        with torch.no_grad():  # compilers take this, and not the decorator
+            return self.rsample(sample_shape)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draw z and its exact log-density, which is finite also where a coordinate of z underflows to 0."""
@@ -139,7 +167,7 @@ class Relaxation(PyroSite):
             value: samples ``(*sample_shape, *batch, K)``, or give their logarithms as `log_value`.
         """
         given = _one_of(value, log_value)
-        log_z = given.log() if log_value is None else log_value
+        log_z = given.log() if log_value is None else given
         return functional.one_hot_argmax(self.hard_scores(log_z)).to(given.dtype)
 
     def straight_through(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -147,6 +175,68 @@ class Relaxation(PyroSite):
         log_z = self.rsample_log(sample_shape)
         hard = functional.one_hot_argmax(self.hard_scores(log_z))
         return self._cast(functional.straight_through(hard, log_z.exp()))
+
+    @property
+    def mean(self) -> Tensor:
+        raise self._missing("mean")
+
+    @property
+    def variance(self) -> Tensor:
+        raise self._missing("variance")
+
+    @property
+    def mode(self) -> Tensor:
+        raise self._missing("mode")
+
+    def entropy(self) -> Tensor:
+        raise self._missing("entropy()")
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        raise self._missing("enumerate_support()")
+
+    def cdf(self, value: Tensor) -> Tensor:
+        raise self._missing("cdf()")
+
+    def icdf(self, value: Tensor) -> Tensor:
+        raise self._missing("icdf()")
+
+    def _missing(self, what: str) -> NotImplementedError:
+        name = type(self).__name__
+        if "cdf" in what:
+            return NotImplementedError(
+                f"{name} has no {what}, as its samples are vectors; log_prob has their density, and discrete() the "
+                "probabilities of the categories"
+            )
+        return NotImplementedError(
+            f"{name} has no {what} in closed form: average over rsample((n,)), or use discrete(), the categorical "
+            "distribution that is relaxed, which has it"
+        )
+
+    def _new(self, instance: Any) -> Any:
+        """An instance to expand into; NotImplementedError where a subclass has more to set up than its parent."""
+        ours = next(c for c in type(self).__mro__ if c.__module__ == __name__)
+        return self._get_checked_instance(ours, instance)
+
+    def _recovered(self, **values: Any) -> RecoveredCategorical:
+        """What `discrete` returns: made of parameters that were checked."""
+        found = RecoveredCategorical(**values, validate_args=False)
+        found._validate_args = self._validate_args
+        return found
+
+    def _onehot(self, onehot: Tensor, allowed: Tensor | None) -> Tensor:
+        """One-hot vectors of categories that are allowed, or ValueError."""
+        if not isinstance(onehot, Tensor) or onehot.shape[-1:] != self.event_shape:
+            came = tuple(onehot.shape) if isinstance(onehot, Tensor) else type(onehot).__name__
+            raise ValueError(
+                f"onehot: expected shape (*sample, *batch, {self.num_categories}), got {came}"
+            )
+        _checks.fits_batch("onehot", onehot.shape[:-1], self.batch_shape)
+        if self._validate_args:
+            valid = ((onehot == 0) | (onehot == 1)).all(-1) & (onehot.sum(-1) == 1)
+            if allowed is not None:
+                valid = valid & ((onehot == 0) | allowed).all(-1)
+            _checks.satisfies("onehot", onehot, valid, "one-hot vectors of allowed categories")
+        return onehot
 
     def _read(
         self, value: Tensor | None, log_value: Tensor | None, allowed: Tensor | None
@@ -156,15 +246,18 @@ class Relaxation(PyroSite):
         Categories that are not allowed are stood in for by 0.
         """
         given = _one_of(value, log_value)
+        name = "value" if log_value is None else "log_value"
         if given.dim() < 1 or given.shape[-1] != self.num_categories:
             raise ValueError(
-                f"value: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
+                f"{name}: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
             )
-        given = functional.full_precision(given)
         if self._validate_args:
-            _checks.fits_batch("value", given.shape[:-1], self.batch_shape)
-        if self._validate_args and value is not None:
-            _checks.satisfies("value", value, simplex.check(value), "points of the simplex")
+            _checks.fits_batch(name, given.shape[:-1], self.batch_shape)
+            # exp of what may underflow, or be no logarithm at all
+            point = given if log_value is None else exp_nonpositive(given.clamp_max(1.0))
+            expected = "points of the simplex" if log_value is None else "logarithms of such points"
+            _checks.satisfies(name, given, simplex.check(point), expected)
+        given = functional.full_precision(given)
         zero = 0.0 if log_value is None else -torch.inf
         missing = given == zero
         if allowed is None:
@@ -183,7 +276,11 @@ class Relaxation(PyroSite):
 def _one_of(value: Tensor | None, log_value: Tensor | None) -> Tensor:
     if (value is None) == (log_value is None):
         raise ValueError("expected exactly one of value and log_value")
-    return value if value is not None else log_value  # type: ignore[return-value]
+    name, given = ("value", value) if log_value is None else ("log_value", log_value)
+    if not isinstance(given, Tensor) or given.is_complex():
+        came = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"{name}: expected a tensor of real numbers, got {came}")
+    return given if given.is_floating_point() else given.to(torch.get_default_dtype())
 
 
 class _Normal(Normal):
@@ -236,7 +333,8 @@ class IGR(Relaxation, TransformedDistribution):
         self, loc: Tensor, scale: Tensor, transform: Transform, validate_args: bool | None = None
     ) -> None:
         loc, scale = _as_tensor("loc", loc), _as_tensor("scale", scale)
-        loc, scale = _checks.broadcast(loc=loc, scale=scale)
+        dtype = _promoted(loc, scale, *_last_parameters(transform))
+        loc, scale = _checks.broadcast(loc=loc.to(dtype), scale=scale.to(dtype))
         if loc.dim() < 1 or loc.shape[-1] < 1:
             raise ValueError(
                 f"loc: expected shape (*batch, K-1) with K >= 2, got {tuple(loc.shape)}"
@@ -257,10 +355,17 @@ class IGR(Relaxation, TransformedDistribution):
             base: distribution over R^(K-1) with ``rsample``; closed-form KL needs one registered with torch for it.
             transform: as for `IGR`.
 
+        Raises:
+            ValueError: as `IGR`, and where it is called of a form whose base and map are its own.
+
         >>> base = torch.distributions.Laplace(torch.zeros(2), torch.ones(2))
         >>> IGR.from_base(torch.distributions.Independent(base, 1), SoftmaxPlusPlus(0.5)).rsample().shape
         torch.Size([3])
         """
+        if cls.__init__ is not IGR.__init__:
+            raise ValueError(
+                f"base: {cls.__name__} has a Gaussian base and a map of its own; use igr.IGR.from_base"
+            )
         if len(base.event_shape) != 1:
             raise ValueError(
                 f"base: expected event_shape (K-1,), got {tuple(base.event_shape)}; "
@@ -268,34 +373,47 @@ class IGR(Relaxation, TransformedDistribution):
             )
         if not base.has_rsample:
             raise ValueError(f"base: expected a distribution with rsample, got {base}")
-        new = IGR.__new__(IGR)
+        new = cls.__new__(cls)
         new._set_up(base, transform, validate_args)
         return new
 
     def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
-        closed = self.transform.codomain
+        n = base.event_shape[-1]
+        closed, domain = self.transform.codomain, self.transform.domain
         if not isinstance(closed, (type(simplex), type(constraints.simplex))):
             raise ValueError(
                 f"transform: expected a map that ends on the simplex, got one that ends on {closed}; "
                 "append igr.SoftmaxPlusPlus, igr.Sharpen or igr.Close"
             )
-        if self.transform.domain.event_dim != 1 or self.transform.takes_corner:
+        narrow = is_real(_support(base)) and not is_real(domain)
+        if domain.event_dim != 1 or self.transform.takes_corner or narrow:
+            raise ValueError(f"transform: expected a map of R^(K-1), got one of {domain}")
+        if not self.transform.bijective:
             raise ValueError(
-                f"transform: expected a map of R^(K-1), got one of {self.transform.domain}"
+                f"transform: expected an invertible map, with bijective = True, got {transform}"
             )
-        batch = base.batch_shape
-        if added := self.transform.batch_shape():
-            batch = _checks.broadcast_batch(
-                "temperature and other parameters of the map", batch, added
+        try:
+            *batch, size = self.transform.forward_shape((*base.batch_shape, n))
+        except RuntimeError as error:  # torch's, of a map that is not ours
+            raise ValueError(
+                f"transform: {transform} does not fit {n} coordinates and a batch of shape "
+                f"{tuple(base.batch_shape)}: {error}"
+            ) from None
+        if size != n + 1:
+            raise ValueError(
+                f"transform: expected a map from {n} coordinates to {n + 1} categories, got one to {size}: {transform}"
             )
-            if batch != base.batch_shape:
-                base = base.expand(batch)
+        batch = torch.Size(batch)
+        if batch != base.batch_shape:
+            base = base.expand(batch)
         self.base_dist = base
         self.transforms = [self.transform]
         self._active = self.transform.active
+        if not self._is_gaussian:
+            self.arg_constraints = {}
         # Values were checked above, with messages of our own.
-        event = torch.Size((base.event_shape[-1] + 1,))
+        event = torch.Size((n + 1,))
         Distribution.__init__(self, batch, event, validate_args=False)
         self._validate_args = _checks.enabled(validate_args)
 
@@ -324,7 +442,7 @@ class IGR(Relaxation, TransformedDistribution):
         return z.to(self.loc.dtype) if self._is_gaussian else z
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> IGR:
-        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new = self._new(_instance)
         new._set_up(
             self.base_dist.expand(torch.Size(batch_shape)), self.transform, self._validate_args
         )
@@ -355,7 +473,12 @@ class IGR(Relaxation, TransformedDistribution):
 
     def _base_log_prob(self, y: Tensor) -> Tensor:
         if not self._is_gaussian:
-            return self.base_dist.log_prob(y)
+            support = _support(self.base_dist)
+            if is_real(support):
+                return self.base_dist.log_prob(y)
+            inside = satisfied(support, y)
+            y = torch.where(inside.unsqueeze(-1), y, some_point(support, y))
+            return torch.where(inside, self.base_dist.log_prob(y), -torch.inf)
         loc, scale = functional.full_precision(self.loc), functional.full_precision(self.scale)
         distance = y - loc
         if self._active is not None:
@@ -389,7 +512,6 @@ class IGR(Relaxation, TransformedDistribution):
     def hard_scores(self, log_value: Tensor) -> Tensor:
         return self.transform.hard_scores(log_value)
 
-    @torch.no_grad()
     def discrete(self, num_samples: int = 10_000) -> RecoveredCategorical:
         """The categorical distribution that is relaxed, E[h(z)] of section 3.3, by Monte Carlo.
 
@@ -402,7 +524,7 @@ class IGR(Relaxation, TransformedDistribution):
             return functional.one_hot_argmax(self.hard_scores(self.transform.forward_stable(y)))
 
         probs, standard_error = monte_carlo_probs(draw, num_samples)
-        return RecoveredCategorical(probs=probs, standard_error=standard_error)
+        return self._recovered(probs=probs, standard_error=standard_error)
 
     def __repr__(self) -> str:
         base = f"base: {self.base_dist}"
@@ -446,7 +568,6 @@ class SoftmaxIGR(IGR):
         allowed: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        allowed = _check_allowed(allowed, loc, validate_args)
         transform = SoftmaxPlusPlus(temperature, delta, allowed, validate_args)
         super().__init__(loc, scale, transform, validate_args)
 
@@ -505,19 +626,26 @@ class SoftmaxIGR(IGR):
             allowed=self.allowed,
             validate_args=False,  # checked when this was constructed
         )
-        return RecoveredCategorical(logits=log_probs)
+        return self._recovered(logits=log_probs)
 
     def conditional_rsample(self, onehot: Tensor) -> Tensor:
         """Draw z given its category, exactly, with gradients by implicit reparameterization.
 
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
+
+        Raises:
+            ValueError: if `onehot` is not one-hot, or of a category that is not allowed.
         """
         # Ahead by what the softmax may round away, so that hard(z) is the category that was given.
         gap = conditional.rounding_gap(self.temperature, self.loc.dtype)
+        onehot = self._onehot(onehot, self.allowed)
         y = conditional.conditional_gaussian(
             self.loc, self.scale, onehot, allowed=self.allowed, gap=gap
         )
+        if self._active is not None:
+            # The map leaves out what is not allowed; -inf would give the temperature a gradient of NaN.
+            y = torch.where(self._active, y, 0.0)
         return self._cast(self.transform.forward(y))
 
 
@@ -542,7 +670,10 @@ class StickBreakingIGR(IGR):
         temperature: float | Tensor,
         delta: float | Tensor = 1.0,
         validate_args: bool | None = None,
+        *,
+        allowed: None = None,
     ) -> None:
+        _no_mask(type(self), allowed)
         close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
         transform = Compose([StickBreaking(), close])
         super().__init__(loc, scale, transform, validate_args)
@@ -552,7 +683,7 @@ class StickBreakingIGR(IGR):
 
         Its last category has probability 0 (erratum E5). See `igr.stick_breaking.leader_log_probs`.
         """
-        return RecoveredCategorical(logits=leader_log_probs(self.loc, self.scale, rest=False))
+        return self._recovered(logits=leader_log_probs(self.loc, self.scale, rest=False))
 
 
 class SharpStickBreakingIGR(IGR):
@@ -579,9 +710,8 @@ class SharpStickBreakingIGR(IGR):
         allowed: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        allowed = _check_allowed(allowed, loc, validate_args)
         sharpen = Sharpen(temperature, allowed, validate_args)
-        transform = Compose([StickBreaking(allowed), sharpen])
+        transform = Compose([StickBreaking(allowed, validate_args=False), sharpen])
         super().__init__(loc, scale, transform, validate_args)
 
     @property
@@ -594,9 +724,7 @@ class SharpStickBreakingIGR(IGR):
 
         See `igr.stick_breaking.leader_log_probs`.
         """
-        return RecoveredCategorical(
-            logits=leader_log_probs(self.loc, self.scale, allowed=self.allowed)
-        )
+        return self._recovered(logits=leader_log_probs(self.loc, self.scale, allowed=self.allowed))
 
 
 class PlanarIGR(IGR):
@@ -606,9 +734,10 @@ class PlanarIGR(IGR):
         loc, scale: ``(*batch, K-1)``.
         temperature, delta: as for `SoftmaxIGR`.
         flow: transform of R^(K-1) to itself, or several in a row; the paper has two `igr.Planar`. Any torch, Pyro or
-            zuko transform fits.
+            zuko transform fits, and an `igr.nn.PlanarFlow`.
 
-    It scores its own samples without an inverse; ``log_prob`` of other points inverts the flow numerically.
+    It scores its own samples without an inverse; ``log_prob`` of other points inverts the flow, numerically where it
+    is `igr.Planar`. Some of Pyro's maps (``Planar``, ``Radial``, ``Sylvester``, ...) have no inverse.
 
     >>> from igr import Planar
     >>> flow = [Planar(torch.ones(9), torch.ones(9), torch.tensor(0.0)) for _ in range(2)]
@@ -621,11 +750,23 @@ class PlanarIGR(IGR):
         loc: Tensor,
         scale: Tensor,
         temperature: float | Tensor,
-        flow: Transform | Sequence[Transform],
+        flow: Transform | Iterable[Transform],
         delta: float | Tensor = 1.0,
         validate_args: bool | None = None,
+        *,
+        allowed: None = None,
     ) -> None:
-        flows = [flow] if isinstance(flow, Transform) else list(flow)
+        _no_mask(type(self), allowed)
+        given = flow
+        if isinstance(flow, nn.Module) and hasattr(flow, "transforms"):
+            given = flow.transforms()  # type: ignore[operator]
+        flows = [given] if isinstance(given, Transform) else given
+        flows = list(flows) if isinstance(flows, Iterable) else [flows]
+        if not all(isinstance(part, Transform) for part in flows):
+            raise ValueError(
+                "flow: expected a torch transform of R^(K-1) or several in a row, or a module with transforms() such "
+                f"as igr.nn.PlanarFlow, got {type(flow).__name__}"
+            )
         close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
         transform = Compose([*flows, close])
         super().__init__(loc, scale, transform, validate_args)
@@ -640,8 +781,8 @@ class GumbelSoftmax(Relaxation):
 
     Args:
         temperature: positive number, or tensor that broadcasts against the batch shape.
-        logits: :math:`\log \alpha`, ``(*batch, K)``, up to a constant; -inf rules a category out.
-        probs: :math:`\alpha`, in the place of `logits`.
+        logits: :math:`\log \alpha`, ``(*batch, K)``, up to a constant; -inf rules a category out. By name.
+        probs: :math:`\alpha`, in the place of `logits`. By name.
         allowed: boolean, broadcasts against ``(*batch, K)``; other categories get exactly 0 and no gradient.
 
     Raises:
@@ -659,18 +800,23 @@ class GumbelSoftmax(Relaxation):
     def __init__(
         self,
         temperature: float | Tensor,
+        *unnamed: Any,
         logits: Tensor | None = None,
         probs: Tensor | None = None,
         allowed: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        if unnamed:
+            raise ValueError(
+                "logits, probs: expected by name, GumbelSoftmax(temperature, logits=x) or "
+                "GumbelSoftmax(temperature, probs=x): torch and Pyro read a second positional argument as probs"
+            )
         if (logits is None) == (probs is None):
             raise ValueError("expected exactly one of logits and probs")
-        _checks.positive("temperature", temperature, validate_args)
-        given = _as_tensor(
-            "logits" if probs is None else "probs", logits if probs is None else probs
-        )
+        temperature = _checks.positive("temperature", temperature, validate_args)
         name = "logits" if probs is None else "probs"
+        given = _as_tensor(name, logits if probs is None else probs)
+        given = given.to(_promoted(given, temperature))
         if given.dim() < 1 or given.shape[-1] < 2:
             raise ValueError(
                 f"{name}: expected shape (*batch, K) with K >= 2, got {tuple(given.shape)}"
@@ -686,7 +832,7 @@ class GumbelSoftmax(Relaxation):
             given = torch.where(
                 given > 0, given.clamp_min(torch.finfo(given.dtype).tiny).log(), -torch.inf
             )
-        allowed = _check_allowed(allowed, given[..., 1:], validate_args)
+        allowed = _checks.allowed_categories(allowed, given.shape[-1], validate_args)
         if allowed is not None:
             given = torch.where(allowed, given, -torch.inf)
         if _checks.enabled(validate_args):
@@ -716,7 +862,7 @@ class GumbelSoftmax(Relaxation):
         return self.logits > -torch.inf
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GumbelSoftmax:
-        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new = self._new(_instance)
         batch_shape = torch.Size(batch_shape)
         new.temperature = self.temperature
         new.logits = self.logits.expand(*batch_shape, -1)
@@ -762,19 +908,24 @@ class GumbelSoftmax(Relaxation):
 
     def discrete(self) -> RecoveredCategorical:
         """The categorical distribution that is relaxed: its parameter, exactly."""
-        return RecoveredCategorical(logits=functional.full_precision(self.logits))
+        return self._recovered(logits=functional.full_precision(self.logits))
 
     def conditional_rsample(self, onehot: Tensor) -> Tensor:
         """Draw z given its category, exactly.
 
         Args:
             onehot: ``(*sample_shape, *batch, K)``.
+
+        Raises:
+            ValueError: if `onehot` is not one-hot, or of a category that is not allowed.
         """
         gap = conditional.rounding_gap(self.temperature, self.logits.dtype)
         scores = conditional.conditional_gumbel(
-            functional.full_precision(self.logits), onehot, gap=gap
+            functional.full_precision(self.logits), self._onehot(onehot, self.allowed), gap=gap
         )
-        return self._cast(functional.softmax(scores / functional.lift(self.temperature)))
+        return self._cast(
+            functional.softmax(functional.temper(scores, self.temperature, self.allowed))
+        )
 
     def __repr__(self) -> str:
         temperature = self.temperature
@@ -791,20 +942,28 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     return value
 
 
-def _check_allowed(
-    allowed: Tensor | None, loc: Tensor, validate_args: bool | None
-) -> Tensor | None:
-    if allowed is None:
-        return None
-    if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
-        came = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
-        raise ValueError(f"allowed: expected a boolean tensor, got {came}")
-    if allowed.dim() < 1 or allowed.shape[-1] != _as_tensor("loc", loc).shape[-1] + 1:
+def _promoted(first: Tensor, *others: float | Tensor) -> torch.dtype:
+    """The dtype that torch computes with: a tensor without dimensions has no say."""
+    dtypes = [x.dtype for x in others if isinstance(x, Tensor) and x.dim()]
+    return functools.reduce(torch.promote_types, dtypes, first.dtype)
+
+
+def _last_parameters(transform: Transform) -> list[Any]:
+    """Temperature and delta of the map that ends on the simplex."""
+    last = transform.parts[-1] if isinstance(transform, ComposeTransform) else transform
+    return [getattr(last, name, None) for name in ("temperature", "delta")]
+
+
+def _support(base: Distribution) -> constraints.Constraint:
+    try:
+        return base.support or constraints.real_vector
+    except NotImplementedError:
+        return constraints.real_vector
+
+
+def _no_mask(form: type, allowed: None) -> None:
+    if allowed is not None:
         raise ValueError(
-            f"allowed: expected shape (*batch, {loc.shape[-1] + 1}), one entry for each category, "
-            f"got {tuple(allowed.shape)}"
+            f"allowed: {form.__name__} cannot rule categories out; igr.SoftmaxIGR, igr.SharpStickBreakingIGR and "
+            "igr.GumbelSoftmax can"
         )
-    if _checks.enabled(validate_args):
-        some = allowed.any(-1)
-        _checks.satisfies("allowed", some, some, "at least one allowed category for each element")
-    return allowed

@@ -2,9 +2,20 @@ r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, OneHotCategorical, kl_divergence
+from torch.distributions import (
+    Categorical,
+    Dirichlet,
+    Distribution,
+    Independent,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    TransformedDistribution,
+    kl_divergence,
+)
 from torch.distributions.kl import register_kl
 
 from igr import functional
@@ -15,7 +26,9 @@ from igr.transforms import Compose
 __all__ = ["monte_carlo_kl", "plug_in_kl"]
 
 
-def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor:
+def monte_carlo_kl(
+    q: Relaxation | Independent[Any], p: Distribution, num_samples: int = 1
+) -> Tensor:
     r"""Unbiased estimate of KL(q || p), differentiable in the parameters of both.
 
     .. math:: \frac 1 n \sum_{i=1}^n \log q(\tilde z_i) - \log p(\tilde z_i), \qquad \tilde z_i \sim q \qquad (9)
@@ -23,14 +36,18 @@ def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor
     It is computed in log space; maps that q and p end with in common cancel and are not evaluated.
 
     Args:
-        q, p: relaxations of the same number of categories.
+        q: a relaxation.
+        p: a relaxation of the same number of categories, or another density on their simplex, such as torch's
+            ``RelaxedOneHotCategorical`` and ``Dirichlet`` (in log space too), ``LogisticNormal`` or a mixture. Or
+            both are torch's ``Independent`` of such.
         num_samples: n.
 
     Returns:
         ``(*batch,)``.
 
     Raises:
-        ValueError: if `num_samples` is not positive or the numbers of categories differ.
+        ValueError: if `num_samples` is not positive, the numbers of categories differ, q is no relaxation, or p has
+            no density on the simplex.
 
     Source: paper, equation (9); Maddison et al. (2017), appendix C.3.
 
@@ -41,9 +58,22 @@ def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        dims = q.reinterpreted_batch_ndims
+        if dims == p.reinterpreted_batch_ndims:
+            kl = monte_carlo_kl(q.base_dist, p.base_dist, num_samples)
+            return kl.sum(tuple(range(-dims, 0))) if dims else kl
+    if not isinstance(q, Relaxation):
+        raise ValueError(f"q: expected a relaxation, got {q}")
+    if isinstance(p, (Categorical, OneHotCategorical)):
+        raise ValueError(
+            f"p: expected a density on the simplex, got {type(p).__name__}, against which q has none; "
+            "igr.plug_in_kl(q, p) compares their categories"
+        )
     if q.event_shape != p.event_shape:
         raise ValueError(
-            f"q, p: expected the same number of categories, got {q.num_categories} and {p.num_categories}"
+            f"q, p: expected the same number of categories, got event shapes {tuple(q.event_shape)} and "
+            f"{tuple(p.event_shape)}"
         )
     shared = _shared_maps(q, p)
     if shared and isinstance(q, IGR) and isinstance(p, IGR):
@@ -58,8 +88,22 @@ def monte_carlo_kl(q: Relaxation, p: Relaxation, num_samples: int = 1) -> Tensor
             log_p = p._base_log_prob(x)
     else:
         log_z, log_q = q.rsample_log_and_log_prob((num_samples,))
-        log_p = p.log_prob(log_value=log_z)
+        log_p = _log_density(p, log_z)
     return (log_q - log_p).mean(0)
+
+
+def _log_density(p: Distribution, log_z: Tensor) -> Tensor:
+    """log p of a point of the simplex given by its logarithm."""
+    if isinstance(p, RelaxedOneHotCategorical):
+        p = GumbelSoftmax(p.temperature, logits=p.logits, validate_args=False)
+    if isinstance(p, Relaxation):
+        return p.log_prob(log_value=log_z)
+    if isinstance(p, Dirichlet):
+        a = p.concentration
+        constant = torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1)
+        return ((a - 1) * log_z).sum(-1) + constant
+    # Only z itself can be given: what underflows is read as the smallest number.
+    return p.log_prob(log_z.exp().clamp_min(torch.finfo(log_z.dtype).tiny))
 
 
 def _shared_maps(q: Distribution, p: Distribution) -> int:
@@ -100,12 +144,24 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
     Returns:
         ``(*batch,)``.
 
+    Raises:
+        ValueError: if `p0` is something else, or of another number of categories.
+
     >>> from igr import GumbelSoftmax
     >>> uniform = torch.distributions.Categorical(logits=torch.zeros(4))
     >>> plug_in_kl(GumbelSoftmax(0.5, logits=torch.zeros(4)), uniform)
     tensor(0.)
     """
+    if not isinstance(p0, (Categorical, OneHotCategorical)):
+        raise ValueError(
+            f"p0: expected a torch Categorical or OneHotCategorical, got {type(p0).__name__}; igr.monte_carlo_kl "
+            "compares densities"
+        )
     logits = q.discrete().logits
+    if logits.shape[-1] != p0.logits.shape[-1]:
+        raise ValueError(
+            f"p0: expected {logits.shape[-1]} categories, as q has, got {p0.logits.shape[-1]}"
+        )
     alpha = logits.exp()
     # A category of probability 0 adds nothing.
     terms = alpha * torch.where(alpha > 0, logits - p0.logits, 0.0)
@@ -113,14 +169,37 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
 
 
 def _no_closed_form(q: Distribution, p: Distribution) -> NotImplementedError:
-    return NotImplementedError(
-        f"no closed-form KL from {q} to {p}: their maps onto the simplex differ; "
-        "use igr.monte_carlo_kl(q, p, num_samples)"
-    )
+    pair = f"from {type(q).__name__} to {type(p).__name__}"
+    if not isinstance(q, Relaxation):
+        why = f"no closed-form KL {pair}; average the difference of their log_prob over samples"
+    elif isinstance(p, (Categorical, OneHotCategorical)):
+        why = (
+            f"no KL {pair}, which has no density on the simplex; igr.plug_in_kl(q, p) has that of the categorical "
+            "distribution that is relaxed"
+        )
+    elif q.event_shape != p.event_shape:
+        why = f"no KL {pair}: event shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} differ"
+    else:
+        maps = isinstance(q, IGR) and isinstance(p, IGR)
+        why = f"no closed-form KL {pair}{': their maps onto the simplex differ' if maps else ''}; "
+        why += "use igr.monte_carlo_kl(q, p, num_samples)"
+    return NotImplementedError(why)
 
 
 @register_kl(Relaxation, Relaxation)
-def _kl_relaxations(q: Relaxation, p: Relaxation) -> Tensor:
+@register_kl(Relaxation, TransformedDistribution)
+@register_kl(TransformedDistribution, Relaxation)
+@register_kl(IGR, GumbelSoftmax)
+@register_kl(GumbelSoftmax, IGR)
+@register_kl(IGR, TransformedDistribution)
+@register_kl(TransformedDistribution, IGR)
+@register_kl(Relaxation, Dirichlet)
+@register_kl(Dirichlet, Relaxation)
+@register_kl(Relaxation, Categorical)
+@register_kl(Categorical, Relaxation)
+@register_kl(Relaxation, OneHotCategorical)
+@register_kl(OneHotCategorical, Relaxation)
+def _kl_none(q: Distribution, p: Distribution) -> Tensor:
     raise _no_closed_form(q, p)
 
 
@@ -204,8 +283,3 @@ def _kl_allowed(
     )
     total = total + torch.where(allowed[..., -1], 0.0, change)
     return torch.where((allowed == allowed0).all(-1), total, torch.inf)
-
-
-@register_kl(IGR, GumbelSoftmax)
-def _kl_igr_gumbel(q: IGR, p: GumbelSoftmax) -> Tensor:
-    raise _no_closed_form(q, p)

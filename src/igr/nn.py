@@ -482,7 +482,9 @@ class GumbelSoftmaxHead(Head):
 
     def forward(self, features: Tensor, allowed: Tensor | None = None) -> GumbelSoftmax:
         """Turn features into a distribution; `allowed` broadcasts against ``(*, num_variables, K)``."""
-        return GumbelSoftmax(self.temperature, self._parameters_of(features), allowed=allowed)
+        return GumbelSoftmax(
+            self.temperature, logits=self._parameters_of(features), allowed=allowed
+        )
 
 
 def _at_least(name: str, value: int, smallest: int) -> None:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from igr import _checks
+
 __all__ = ["elbo", "importance_weighted_bound", "released_estimate"]
 
 
@@ -16,14 +18,19 @@ def elbo(log_likelihood: Tensor, kl: Tensor) -> Tensor:
     .. math:: \log p(x \mid z) - \mathrm{KL}(q \,\|\, p), \qquad z \sim q
 
     Args:
-        log_likelihood: :math:`\log p(x \mid z)`, ``(*batch,)``.
-        kl: divergence, closed form or a one-sample estimate, ``(*batch,)``.
+        log_likelihood: :math:`\log p(x \mid z)`, ``(*batch,)``, or ``(*samples, *batch)`` for several z.
+        kl: divergence, closed form or estimated, summed over the variables: ``(*batch,)``, the shape of
+            `log_likelihood`, or a number.
+
+    Raises:
+        ValueError: if the shapes do not fit; to broadcast would hide a sum that was left out.
 
     Source: Kingma and Welling (2014).
 
     >>> elbo(torch.tensor([-90.0]), torch.tensor([10.0]))
     tensor([-100.])
     """
+    _fits(kl, log_likelihood.shape)
     return log_likelihood - kl
 
 
@@ -41,12 +48,16 @@ def importance_weighted_bound(
         log_likelihood, log_prior, log_q: they broadcast; m samples along `dim`.
         dim: dimension of the samples.
 
+    Raises:
+        ValueError: if the shapes do not broadcast, or there are no samples along `dim`.
+
     Source: Burda et al. (2016), equation (8).
 
     >>> importance_weighted_bound(torch.tensor([-1.0, -1.0]), torch.tensor(-2.0), torch.tensor(-2.0))
     tensor(-1.)
     """
-    return _log_mean_exp(log_likelihood + log_prior - log_q, dim)
+    terms = _checks.broadcast(log_likelihood=log_likelihood, log_prior=log_prior, log_q=log_q)
+    return _log_mean_exp(terms[0] + terms[1] - terms[2], dim)
 
 
 def released_estimate(log_likelihood: Tensor, kl: Tensor, dim: int = 0) -> Tensor:
@@ -59,13 +70,30 @@ def released_estimate(log_likelihood: Tensor, kl: Tensor, dim: int = 0) -> Tenso
 
     Args:
         log_likelihood: m samples along `dim`.
-        kl: divergence of each data point.
+        kl: divergence of each data point, summed over the variables: the shape of `log_likelihood` without `dim`.
+
+    Raises:
+        ValueError: if the shapes do not fit, or there are no samples along `dim`.
 
     >>> released_estimate(torch.tensor([-1.0, -1.0]), torch.tensor(0.5))
     tensor(-1.5000)
     """
-    return _log_mean_exp(log_likelihood, dim) - kl
+    mean = _log_mean_exp(log_likelihood, dim)
+    _fits(kl, mean.shape)
+    return mean - kl
+
+
+def _fits(kl: Tensor, shape: torch.Size) -> None:
+    if isinstance(kl, Tensor) and kl.shape != shape[max(0, len(shape) - kl.dim()) :]:
+        raise ValueError(
+            f"kl: expected one for each data point, a shape that {tuple(shape)} ends with, got {tuple(kl.shape)}; sum "
+            "over the variables first"
+        )
 
 
 def _log_mean_exp(x: Tensor, dim: int) -> Tensor:
+    if not -x.dim() <= dim < x.dim() or x.shape[dim] == 0:
+        raise ValueError(
+            f"log_likelihood: expected samples along dimension {dim}, got shape {tuple(x.shape)}"
+        )
     return torch.logsumexp(x, dim) - math.log(x.shape[dim])

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 
 from igr import _checks, functional
 from igr.countable import CountableIGR, CountableParameters
@@ -85,8 +85,9 @@ def match(
     noise. See `distance` for how close the result is.
 
     Args:
-        target: probabilities ``(*batch, K)``; a torch ``Categorical`` or ``OneHotCategorical``; or a torch
-            distribution of counts 0, 1, 2, ..., such as ``Binomial`` or ``Poisson``, without a batch.
+        target: probabilities ``(*batch, K)``; a torch ``Categorical`` or ``OneHotCategorical``, or ``Bernoulli`` for
+            the categories 0 and 1; or a torch distribution of counts 0, 1, 2, ..., such as ``Binomial`` or
+            ``Poisson``, without a batch.
         family: what to call with ``(loc, scale, temperature)``: `igr.SoftmaxIGR`, `igr.SharpStickBreakingIGR`, a
             ``functools.partial`` of `igr.PlanarIGR`, ...; or `igr.GumbelSoftmax`; or `igr.CountableIGR`, which finds
             its number of coordinates itself. A ``functools.partial`` of any fits.
@@ -116,6 +117,11 @@ def match(
     tensor(-0.7530)
     """
     _check_how(how)
+    if isinstance(family, Distribution) or not callable(family):
+        raise ValueError(
+            "family: expected a class such as igr.SoftmaxIGR, or what makes a distribution of (loc, scale, "
+            f"temperature), got {family!r}"
+        )
     made_of = family.func if isinstance(family, functools.partial) else family
     countable = _is_a(made_of, CountableIGR)
     probs, beyond = _masses(target, None if countable else num_categories, endless=countable)
@@ -551,6 +557,9 @@ def _masses(
         probs = _normalise(probs)
     elif isinstance(target, (Categorical, OneHotCategorical)):
         probs = _normalise(target.probs.detach().double())
+    elif isinstance(target, Bernoulli):
+        p = target.probs.detach().double()
+        probs = torch.stack([1 - p, p], -1)
     else:
         probs = _count_masses(target, length, endless)
     if length is None:
@@ -570,8 +579,8 @@ def _count_masses(target: Distribution, length: int | None, endless: bool) -> Te
         or getattr(support, "lower_bound", 0) != 0
     ):
         raise ValueError(
-            "target: expected probabilities (*batch, K), a torch Categorical or OneHotCategorical, or a torch "
-            f"distribution of counts 0, 1, 2, ... without a batch, got {target}"
+            "target: expected probabilities (*batch, K), a torch Categorical, OneHotCategorical or Bernoulli, or a "
+            f"torch distribution of counts 0, 1, 2, ... without a batch (match each by itself), got {target}"
         )
     upper = getattr(support, "upper_bound", None)
     if upper is not None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, Transform
 
@@ -47,6 +47,24 @@ _NOTHING = -1e30  # the logarithm of no weight at all, finite so that gradients 
 def _is_simplex(constraint: Constraint) -> bool:
     # By type: a copied or unpickled transform may carry a copy.
     return isinstance(constraint, (type(simplex), type(constraints.simplex)))
+
+
+def is_real(constraint: Constraint) -> bool:
+    """Whether every vector of numbers satisfies it."""
+    while hasattr(constraint, "base_constraint"):
+        constraint = constraint.base_constraint
+    return isinstance(constraint, type(constraints.real))
+
+
+def satisfied(constraint: Constraint, x: Tensor) -> Tensor:
+    """Mask ``(*batch,)`` of the vectors that satisfy it."""
+    inside = constraint.check(x)
+    return inside if inside.dim() < x.dim() else inside.all(-1)
+
+
+def some_point(constraint: Constraint, like: Tensor) -> Tensor:
+    """A vector that satisfies it."""
+    return transform_to(constraint)(torch.zeros_like(like))
 
 
 def _to_stable(constraint: Constraint, x: Tensor) -> Tensor:
@@ -116,6 +134,11 @@ class StableTransform(Transform):
         """Mask of the points in stable form that the map can reach; None where it reaches them all."""
         return None
 
+    def stand_in(self, y: Tensor) -> Tensor:
+        """Points that the map reaches, in the place of those that it does not: the last vertex, nearly."""
+        tiny = math.log(torch.finfo(y.dtype).tiny)
+        return F.pad(torch.full_like(y[..., :-1], tiny), (0, 1))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map a point in stable form to coordinates."""
         return _from_stable(self.codomain, self.forward_stable(x))
@@ -133,7 +156,9 @@ class StableTransform(Transform):
         )
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.log_det(_to_stable(self.domain, x), _to_stable(self.codomain, y))
+        # From x: coordinates of y may have underflowed.
+        x = _to_stable(self.domain, x)
+        return self.log_det(x, self.forward_stable(x))
 
     def batch_shape(self) -> torch.Size:
         """Shape that the parameters of the map add to a batch."""
@@ -148,7 +173,19 @@ class StableTransform(Transform):
 
     def _resize(self, shape: Iterable[int], by: int) -> torch.Size:
         *batch, last = shape
-        return torch.Size((*torch.broadcast_shapes(tuple(batch), self.batch_shape()), last + by))
+        n = min(last, last + by)
+        for name, value in zip(self.parameter_names, self._parameters(), strict=True):
+            expected = n + 1 if name == "allowed" else n
+            if name in self.vector_names and value is not None and value.shape[-1] != expected:
+                raise ValueError(
+                    f"{name}: expected shape (*batch, {expected}), for a map of {n} coordinates, "
+                    f"got {tuple(value.shape)}"
+                )
+        # Broadcasting is slow, and most maps have numbers for parameters.
+        if added := self.batch_shape():
+            name = "temperature and other parameters of the map"
+            batch = list(_checks.broadcast_batch(name, torch.Size(batch), added))
+        return torch.Size((*batch, last + by))
 
     def forward_shape(self, shape: Iterable[int]) -> torch.Size:
         return self._resize(shape, int(_is_simplex(self.codomain)))
@@ -197,9 +234,8 @@ class _ToSimplex(StableTransform):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__()
-        _checks.positive("temperature", temperature, validate_args)
-        self.temperature = temperature
-        self.allowed = allowed
+        self.temperature = _checks.positive("temperature", temperature, validate_args)
+        self.allowed = _checks.allowed_categories(allowed, validate_args=validate_args)
 
     def _log_volume(self, log_z: Tensor) -> Tensor:
         """sum log z - (number of categories - 1) log temperature."""
@@ -220,7 +256,7 @@ class SoftmaxPlusPlus(_ToSimplex):
         validate_args: check the values of tensors, which waits for a GPU; torch's default where None.
 
     Raises:
-        ValueError: if `temperature` or `delta` is not positive.
+        ValueError: if `temperature` or `delta` is not positive, or no category is allowed.
 
     >>> SoftmaxPlusPlus(0.5)(torch.zeros(2))
     tensor([0.3333, 0.3333, 0.3333])
@@ -237,8 +273,7 @@ class SoftmaxPlusPlus(_ToSimplex):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(temperature, allowed, validate_args)
-        _checks.positive("delta", delta, validate_args)
-        self.delta = delta
+        self.delta = _checks.positive("delta", delta, validate_args)
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return functional.log_softmax_plus_plus(
@@ -280,9 +315,9 @@ class StickBreaking(StableTransform):
     codomain = corner
     parameter_names = ("allowed",)
 
-    def __init__(self, allowed: Tensor | None = None) -> None:
+    def __init__(self, allowed: Tensor | None = None, validate_args: bool | None = None) -> None:
         super().__init__()
-        self.allowed = allowed
+        self.allowed = _checks.allowed_categories(allowed, validate_args=validate_args)
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return functional.log_stick_breaking(x, allowed=self.allowed)
@@ -342,7 +377,7 @@ class VertexInterpolation(StableTransform):
 
     def __init__(self, temperature: float | Tensor) -> None:
         super().__init__()
-        _checks.positive("temperature", temperature)
+        temperature = _checks.positive("temperature", temperature)
         if isinstance(temperature, Tensor):
             _checks.satisfies("temperature", temperature, temperature <= 1, "values in (0, 1]")
         elif temperature > 1:
@@ -443,14 +478,30 @@ class _Plain(StableTransform):
     def codomain(self) -> Constraint:  # type: ignore[override]
         return simplex if _is_simplex(self.transform.codomain) else _REAL
 
-    def batch_shape(self) -> torch.Size:
-        return torch.Size(self.transform.forward_shape(torch.Size((1,)))[:-1])
+    def image(self, y: Tensor) -> Tensor | None:
+        codomain = self.transform.codomain
+        if _is_simplex(codomain) or is_real(codomain):
+            return None
+        inside = satisfied(codomain, y)
+        # The ends of an interval, say, which rounding may bring about, come from no number.
+        with torch.no_grad():
+            x = self.transform.inv(torch.where(inside.unsqueeze(-1), y, self.stand_in(y)))
+        return inside & x.isfinite().all(-1)
+
+    def stand_in(self, y: Tensor) -> Tensor:
+        return self.transform(some_point(self.transform.domain, y))
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return _to_stable(self.codomain, self.transform(x))
 
     def inverse_stable(self, y: Tensor) -> Tensor:
-        return self.transform.inv(_from_stable(self.codomain, y))
+        try:
+            return self.transform.inv(_from_stable(self.codomain, y))
+        except (NotImplementedError, KeyError) as error:  # Pyro's look for y in a cache
+            raise NotImplementedError(
+                f"{type(self.transform).__name__} has no inverse, so that given points cannot be scored: draw and "
+                "score by rsample_and_log_prob, or take a map that has one, such as igr.Planar"
+            ) from error
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         value = self.transform.log_abs_det_jacobian(x, _from_stable(self.codomain, y))
@@ -465,6 +516,8 @@ class Compose(ComposeTransform):
 
     Args:
         parts: the maps. Each must take what the one before it gives.
+
+    It works in stable form, its inverse included, and keeps its last point where it is made ``with_cache``.
 
     Raises:
         ValueError: if two neighbours do not fit.
@@ -489,7 +542,13 @@ class Compose(ComposeTransform):
                     f"parts: {second} takes points of {second.domain}, "
                     f"but {first} before it gives points of {first.codomain}"
                 )
-        super().__init__(flat, cache_size=cache_size)
+            if is_real(first.codomain) and not (is_real(second.domain) or second.domain is corner):
+                raise ValueError(
+                    f"parts: {second} takes points of {second.domain} alone, "
+                    f"but {first} before it gives any numbers"
+                )
+        Transform.__init__(self, cache_size)  # the whole has the cache, and not its parts
+        self.parts = flat
         self._stable = [p if isinstance(p, StableTransform) else _Plain(p) for p in flat]
 
     @property
@@ -501,12 +560,6 @@ class Compose(ComposeTransform):
     def active(self) -> Tensor | None:
         """The coordinates of R^(K-1) that the result depends on; None where it depends on all."""
         return self._stable[0].active
-
-    def batch_shape(self) -> torch.Size:
-        """Shape that the parameters of the maps add to a batch."""
-        shapes = [part.batch_shape() for part in self._stable]
-        # broadcast_shapes is slow, and most maps have numbers for parameters.
-        return torch.broadcast_shapes(*shapes) if any(shapes) else torch.Size()
 
     def _enter(self, i: int, x: Tensor) -> Tensor:
         """What part i - 1 gives, in the stable form that part i takes."""
@@ -547,7 +600,7 @@ class Compose(ComposeTransform):
             part = self._stable[i]
             mask = part.image(y)
             if mask is not None:
-                inside, y = inside & mask, _replace(y, mask)
+                inside, y = inside & mask, torch.where(mask.unsqueeze(-1), y, part.stand_in(y))
             x = part.inverse_stable(y)
             total = total + part.log_det(x, y)
             if i and self._stable[i - 1].codomain is corner and part.domain is not corner:
@@ -566,8 +619,20 @@ class Compose(ComposeTransform):
             last = self._stable[-2]
         return last.hard_scores(y)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    # torch's Transform caches, and inverts as a whole; its ComposeTransform does either part by part.
+    __call__ = Transform.__call__
+    inv = Transform.inv
+
+    def _call(self, x: Tensor) -> Tensor:
         return self.forward(_to_stable(self._stable[0].domain, x)).to(x.dtype)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x, _, inside = self.inverse_and_log_det(_to_stable(self._stable[-1].codomain, y))
+        x = _from_stable(self._stable[0].domain, x)
+        return torch.where(inside.unsqueeze(-1), x, torch.nan).to(y.dtype)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.forward_and_log_det(_to_stable(self._stable[0].domain, x))[1]
 
     def with_cache(self, cache_size: int = 1) -> Compose:
         return self if self._cache_size == cache_size else Compose(self.parts, cache_size)
@@ -576,11 +641,3 @@ class Compose(ComposeTransform):
         return isinstance(other, ComposeTransform) and list(self.parts) == list(other.parts)
 
     __hash__ = ComposeTransform.__hash__
-
-
-def _replace(y: Tensor, mask: Tensor) -> Tensor:
-    """The last vertex, nearly, in the place of the points outside `mask`: every map here reaches it."""
-    tiny = torch.finfo(y.dtype).tiny
-    stand_in = torch.full_like(y, math.log(tiny))
-    stand_in = torch.cat([stand_in[..., :-1], torch.zeros_like(stand_in[..., -1:])], -1)
-    return torch.where(mask.unsqueeze(-1), y, stand_in)
