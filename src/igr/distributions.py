@@ -643,9 +643,6 @@ class SoftmaxIGR(IGR):
         y = conditional.conditional_gaussian(
             self.loc, self.scale, onehot, allowed=self.allowed, gap=gap
         )
-        if self._active is not None:
-            # The map leaves out what is not allowed; -inf would give the temperature a gradient of NaN.
-            y = torch.where(self._active, y, 0.0)
         return self._cast(self.transform.forward(y))
 
 
@@ -923,9 +920,7 @@ class GumbelSoftmax(Relaxation):
         scores = conditional.conditional_gumbel(
             functional.full_precision(self.logits), self._onehot(onehot, self.allowed), gap=gap
         )
-        return self._cast(
-            functional.softmax(functional.temper(scores, self.temperature, self.allowed))
-        )
+        return self._cast(functional.tempered_softmax(scores, self.temperature))
 
     def __repr__(self) -> str:
         temperature = self.temperature
