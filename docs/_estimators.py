@@ -18,15 +18,23 @@ def declared() -> dict[str, E.Estimator]:
     prior = GumbelSoftmax(0.5, logits=torch.zeros(2))
     network = E.ControlNetwork((1, 2))
     return {
+        "`Enumerate()`": E.Enumerate(),
         "`Pathwise()`": E.Pathwise(),
         "`StickingTheLanding(prior)`": E.StickingTheLanding(prior),
         "`StraightThrough()`": E.StraightThrough(),
         "`RelaxedStraightThrough()`": E.RelaxedStraightThrough(),
         "`RaoBlackwellStraightThrough()`": E.RaoBlackwellStraightThrough(),
+        "`GappedStraightThrough()`": E.GappedStraightThrough(),
         "`ReinMax()`": E.ReinMax(),
+        "`ZGR()`": E.ZGR(),
+        "`MVE()`": E.MVE(),
+        "`ReinMaxRao()`": E.ReinMaxRao(),
         "`Reinforce()`": E.Reinforce(),
         "`Reinforce(RunningMean())`": E.Reinforce(E.RunningMean()),
         "`Reinforce(LeaveOneOut(), S)`": E.Reinforce(E.LeaveOneOut(), 2),
+        "`DisARM()`": E.DisARM(),
+        "`CARMS(S)`": E.CARMS(2),
+        "`DoubleControlVariate(S)`": E.DoubleControlVariate(2),
         "`Rebar()`": E.Rebar(),
         "`Relax(network)`": E.Relax(network),
         "`Relax(network, with_loss=False)`": E.Relax(network, with_loss=False),
@@ -37,7 +45,7 @@ def declared() -> dict[str, E.Estimator]:
 def row(name: str, estimator: E.Estimator) -> str:
     """One line of the table."""
     each = estimator.evaluations_per_sample
-    evaluations = "S" if each == 1 else f"{each} S"
+    evaluations = {None: "one at every state, K^N", 1: "S"}.get(each, f"{each} S")
     if estimator.min_samples > 1:
         evaluations += f", S at least {estimator.min_samples}"
     where = estimator.needs.value

@@ -158,6 +158,10 @@ UNBIASED: dict[str, Callable[[int, int], E.Estimator]] = {
     "rebar twice": lambda N, K: Rebar(temperature=0.4, num_samples=2),
     "relax": relax,
     "relax, black box": black_box_relax,
+    "enumerate": lambda N, K: E.Enumerate(chunk=7),
+    "carms": lambda N, K: E.CARMS(2),
+    "carms of 5": lambda N, K: E.CARMS(5),
+    "double control variate": lambda N, K: E.DoubleControlVariate(3, weight=0.7),
     "unordered set of 2": lambda N, K: UnorderedSet(2),
     "unordered set": lambda N, K: UnorderedSet(min(K**N, 5)),
 }
@@ -170,5 +174,9 @@ EVERY: dict[str, Callable[[int, int], E.Estimator]] = {
     "straight-through": lambda N, K: StraightThrough(),
     "relaxed straight-through": lambda N, K: RelaxedStraightThrough(),
     "rao-blackwell": lambda N, K: RaoBlackwellStraightThrough(4),
+    "gapped": lambda N, K: E.GappedStraightThrough(),
     "reinmax": lambda N, K: ReinMax(),
+    "zgr": lambda N, K: E.ZGR(),
+    "mve": lambda N, K: E.MVE(),
+    "reinmax-rao": lambda N, K: E.ReinMaxRao(num_conditional=4),
 }

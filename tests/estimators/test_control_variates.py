@@ -1,4 +1,4 @@
-"""REBAR and RELAX."""
+"""REBAR, RELAX, the double control variate, and coupled draws."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from enumeration import DOUBLE, FAMILIES, Objectives, assert_mean, exact, igr, relax, replicate
 from torch import Tensor
 
-from igr import GumbelSoftmax, SoftmaxIGR
+from igr import GumbelSoftmax, SoftmaxIGR, functional
 from igr import estimators as E
 from igr.estimators import (
     ControlNetwork,
+    DoubleControlVariate,
     LeaveOneOut,
     Rebar,
     Reinforce,
@@ -20,6 +21,7 @@ from igr.estimators import (
     UnorderedSet,
     couplings,
 )
+from igr.estimators.noise import Noise
 
 
 @pytest.mark.parametrize("family_name", FAMILIES)
@@ -224,3 +226,93 @@ def test_a_stack_of_runs_is_the_runs_one_by_one() -> None:
     for before, after in zip(own(loc), own(changed), strict=True):
         torch.testing.assert_close(before[:2], after[:2])
         assert not torch.equal(before[2], after[2])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the double control variate
+
+
+def gradient_of(estimator: E.Estimator, logits: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    torch.manual_seed(3)
+    leaf = logits.clone().requires_grad_()
+    estimator(GumbelSoftmax(0.5, logits=leaf), f).sum().backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def test_double_control_variate_takes_all_variance_of_a_linear_loss() -> None:
+    logits, weight = (
+        torch.randn(2, 3, dtype=DOUBLE).expand(50, 2, 3),
+        torch.randn(2, 3, dtype=DOUBLE),
+    )
+
+    def f(b: Tensor) -> Tensor:
+        return (b * weight).sum((-1, -2))
+
+    found = gradient_of(DoubleControlVariate(3).double(), logits, f)
+    assert found.std(0).max() < 1e-12
+    torch.testing.assert_close(found, gradient_of(E.Enumerate(), logits, f))
+
+
+def test_double_control_variate_without_the_first_is_leave_one_out() -> None:
+    logits = torch.randn(50, 2, 3, dtype=DOUBLE)
+
+    def f(b: Tensor) -> Tensor:
+        return b[..., 0].sum(-1).exp()
+
+    found = gradient_of(DoubleControlVariate(3, weight=0.0).double(), logits, f)
+    torch.testing.assert_close(found, gradient_of(Reinforce(LeaveOneOut(), 3), logits, f))
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_the_weights_gradient_is_that_of_the_mean_square(stack: bool) -> None:
+    logits = torch.randn(4, 5, 2, 3, dtype=DOUBLE)
+    initial = (
+        torch.linspace(0.2, 0.9, 4, dtype=DOUBLE).reshape(4, 1) if stack else torch.tensor(0.7)
+    )
+    estimator = DoubleControlVariate(3, weight=initial).double()
+
+    def f(b: Tensor) -> Tensor:
+        return b[..., 0].sum(-1).exp()
+
+    square = gradient_of(estimator, logits, f).square().sum((1, 2, 3))
+    assert estimator.weight.grad is not None
+    own = estimator.weight.grad.clone()
+    h = 1e-6
+    with torch.no_grad():
+        estimator.weight.add_(h)
+    more = gradient_of(estimator, logits, f).square().sum((1, 2, 3))
+    numeric = (more - square) / h
+    expected = numeric.reshape(4, 1) if stack else numeric.sum()
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# coupled draws
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 2.0])
+def test_a_coupled_draw_has_the_category_that_it_was_given(
+    temperature: float, dtype: torch.dtype, family_name: str
+) -> None:
+    """For every category, likely or not, of scores and of relaxed samples alike."""
+    family, _ = FAMILIES[family_name]
+    K, n = 4, 500
+    loc = 3 * torch.randn(n, 2, K - (family is igr), dtype=dtype)
+    parameters = [loc, torch.empty_like(loc).uniform_(-2, 2).exp()]
+    q = family(parameters, temperature)
+    law, noise = E.coupling(q), Noise(None, q.batch_shape)
+    for k in range(K):
+        onehot = torch.nn.functional.one_hot(torch.full((1, n, 2), k), K).to(dtype)
+        given = [p.unsqueeze(0) for p in law.parameters]
+        scores, _ = law.draw_given(given, onehot, temperature, noise)
+        assert torch.equal(law.hard(scores), onehot)
+        assert torch.equal(functional.one_hot_argmax(law.relax(scores, temperature)), onehot)
+    drawn = law.draw([p.unsqueeze(0) for p in law.parameters], noise)
+    onehot = law.hard(drawn)
+    tied, _ = law.draw_given(
+        [p.unsqueeze(0) for p in law.parameters], onehot, temperature, noise, drawn
+    )
+    assert torch.equal(law.hard(tied), onehot)

@@ -17,30 +17,41 @@ gradients come out right too. f is minimised, so a KL term is added: :math:`f = 
 with samples ``(S, *batch, K)``, for values with a leading S.
 """
 
+from igr.estimators.antithetic import CARMS, DisARM
 from igr.estimators.base import Differentiable, Estimator, Needs
-from igr.estimators.control_variates import ControlNetwork, Rebar, Relax
+from igr.estimators.control_variates import ControlNetwork, DoubleControlVariate, Rebar, Relax
 from igr.estimators.couplings import Coupling, coupling
+from igr.estimators.exact import Enumerate
 from igr.estimators.relaxed import Pathwise, StickingTheLanding, sticking_the_landing_kl
 from igr.estimators.score import LeaveOneOut, Reinforce, RunningMean
+from igr.estimators.second_order import MVE, ZGR, ReinMax, ReinMaxRao
 from igr.estimators.straight_through import (
+    GappedStraightThrough,
     RaoBlackwellStraightThrough,
-    ReinMax,
     RelaxedStraightThrough,
     StraightThrough,
 )
 from igr.estimators.unordered import UnorderedSet
 
 __all__ = [
+    "CARMS",
+    "MVE",
+    "ZGR",
     "ControlNetwork",
     "Coupling",
     "Differentiable",
+    "DisARM",
+    "DoubleControlVariate",
+    "Enumerate",
     "Estimator",
+    "GappedStraightThrough",
     "LeaveOneOut",
     "Needs",
     "Pathwise",
     "RaoBlackwellStraightThrough",
     "Rebar",
     "ReinMax",
+    "ReinMaxRao",
     "Reinforce",
     "Relax",
     "RelaxedStraightThrough",

@@ -56,8 +56,8 @@ class Estimator(nn.Module):
     """Of its gradient."""
     target: ClassVar[str] = "discrete objective"
     """What its gradient is a gradient of."""
-    evaluations_per_sample: ClassVar[int] = 1
-    """Evaluations of f for each of the S samples."""
+    evaluations_per_sample: ClassVar[int | None] = 1
+    """Evaluations of f for each of the S samples; None for one at every state."""
     min_samples: ClassVar[int] = 1
     """Least S."""
     max_categories: ClassVar[int | None] = None
@@ -65,20 +65,20 @@ class Estimator(nn.Module):
 
     def __init__(self, num_samples: int = 1, *, sample_axis: bool = False) -> None:
         super().__init__()
-        if not isinstance(num_samples, int) or num_samples < 1:
-            raise ValueError(f"num_samples: expected a positive integer, got {num_samples!r}")
+        check_count("num_samples", num_samples)
         if num_samples < self.min_samples:
             raise ValueError(
                 f"num_samples: expected at least {self.min_samples} for {type(self).__name__}, which takes each "
-                f"sample's control variate from the others, got {num_samples}"
+                f"sample's baseline from the others, got {num_samples}"
             )
         self.num_samples = num_samples
         self.sample_axis = sample_axis
 
     @property
-    def evaluations(self) -> int:
-        """Evaluations of f in a call."""
-        return self.evaluations_per_sample * self.num_samples
+    def evaluations(self) -> int | None:
+        """Evaluations of f in a call; None for as many as there are states."""
+        each = self.evaluations_per_sample
+        return None if each is None else each * self.num_samples
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}"
@@ -196,6 +196,18 @@ def _probabilities(q: Distribution, name: str) -> OneHotCategorical:
             "Carlo estimate of them; use SoftmaxIGR or GumbelSoftmax, or a pathwise estimator"
         )
     return recovered
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a positive number."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise ValueError unless `value` is a positive integer."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
 
 
 def cast(samples: Tensor, q: Distribution) -> Tensor:

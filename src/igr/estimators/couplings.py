@@ -30,8 +30,8 @@ def log_prob(logits: Tensor, onehot: Tensor) -> Tensor:
     return torch.where(onehot > 0, logits, 0.0).sum(-1)
 
 
-def _uniform(
-    noise: Noise, shape: Sequence[int], like: Tensor, scores: Tensor | None
+def conditional_uniform(
+    noise: Noise, shape: Sequence[int], like: Tensor, scores: Tensor | None = None
 ) -> Tensor | None:
     """Noise for a conditional draw, in the precision that it is computed in; none where the scores are given."""
     return None if scores is not None else noise.uniform(shape, like, compute_dtype(like))
@@ -110,7 +110,7 @@ class _GaussianCoupling(Coupling):
             loc,
             scale,
             onehot,
-            noise=_uniform(noise, (*onehot.shape[:-1], loc.shape[-1]), loc, scores),
+            noise=conditional_uniform(noise, (*onehot.shape[:-1], loc.shape[-1]), loc, scores),
             allowed=self.allowed,
             gap=gap,
             value=scores,
@@ -150,7 +150,7 @@ class _GumbelCoupling(Coupling):
     ) -> tuple[Tensor, Tensor]:
         (logits,) = parameters
         gap = rounding_gap(temperature, logits.dtype)
-        u = _uniform(noise, onehot.shape, logits, scores)
+        u = conditional_uniform(noise, onehot.shape, logits, scores)
         y = conditional_gumbel(logits, onehot, noise=u, gap=gap, value=scores)
         return y, log_prob(torch.log_softmax(logits, -1), onehot)
 

@@ -10,12 +10,24 @@ from torch.distributions import Distribution, OneHotCategorical
 
 from igr import functional
 from igr.distributions import Relaxation
-from igr.estimators.base import Differentiable, Estimator, Needs, Objective
+from igr.estimators.base import (
+    Differentiable,
+    Estimator,
+    Needs,
+    Objective,
+    check_count,
+    check_positive,
+)
 from igr.estimators.couplings import Coupling
 from igr.estimators.noise import Noise
 from igr.estimators.relaxed import draw_log
 
-__all__ = ["RaoBlackwellStraightThrough", "ReinMax", "RelaxedStraightThrough", "StraightThrough"]
+__all__ = [
+    "GappedStraightThrough",
+    "RaoBlackwellStraightThrough",
+    "RelaxedStraightThrough",
+    "StraightThrough",
+]
 
 
 class RelaxedStraightThrough(Estimator):
@@ -28,7 +40,7 @@ class RelaxedStraightThrough(Estimator):
 
     Source: Jang et al. (2017).
 
-    .. warning:: Until version 0.1 this was called ``StraightThrough``, a name that is now Bengio's estimator.
+    .. warning:: In version 0.1 this was called ``StraightThrough``, a name that is now Bengio's estimator.
     """
 
     needs = Needs.SAMPLES
@@ -70,7 +82,7 @@ class RaoBlackwellStraightThrough(Estimator):
         self, num_conditional: int = 10, num_samples: int = 1, *, sample_axis: bool = False
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        _check_num_conditional(num_conditional)
+        check_count("num_conditional", num_conditional)
         self.num_conditional = num_conditional
 
     def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:
@@ -83,7 +95,7 @@ class RaoBlackwellStraightThrough(Estimator):
         return self._evaluate(f, functional.straight_through(onehot, relaxed), q).mean(0)
 
 
-class _Surrogate(Estimator):
+class Surrogate(Estimator):
     """One-hot samples with the gradient of a function of them and of the categories' log-probabilities."""
 
     needs = Needs.PROBABILITIES
@@ -101,7 +113,7 @@ class _Surrogate(Estimator):
         return self._evaluate(f, functional.straight_through(onehot, surrogate), q).mean(0)
 
 
-class StraightThrough(_Surrogate):
+class StraightThrough(Surrogate):
     r"""ST, the straight-through estimator: one-hot samples with the gradient of the probabilities behind them.
 
     .. math:: \nabla_b f(b) \cdot \nabla_\theta\, p_\theta
@@ -110,7 +122,7 @@ class StraightThrough(_Surrogate):
 
     Source: Bengio et al. (2013).
 
-    .. warning:: Until version 0.1 this was the name of what is now `RelaxedStraightThrough` (STGS).
+    .. warning:: In version 0.1 this was the name of what is now `RelaxedStraightThrough` (STGS).
 
     Example:
         >>> from igr import SoftmaxIGR
@@ -127,46 +139,41 @@ class StraightThrough(_Surrogate):
         return torch.softmax(theta, -1).expand_as(onehot)
 
 
-class ReinMax(_Surrogate):
-    r"""A straight-through estimator that is exact to second order.
+class GappedStraightThrough(Surrogate):
+    r"""GST: the gradient of a softmax whose logits have been moved so that the category drawn leads by a gap.
 
-    .. math:: \pi_0 = \operatorname{softmax}(\theta), \quad
-              \pi_1 = \tfrac12 (b + \operatorname{softmax}(\theta/\tau)), \quad
-              \nabla_\theta \approx \nabla_b f(b) \cdot
-              \big(2\, \nabla_\theta \operatorname{softmax}(\log \pi_1) - \tfrac12 \nabla_\theta \pi_0\big)
+    .. math:: \nabla_b f(b) \cdot \nabla_\theta \operatorname{softmax}\big((\theta + m) / \tau\big), \qquad
+              m = b\, (\max\theta - \theta_b) - (1 - b) \max(\theta - \max\theta + g, 0)
 
-    where :math:`\log \pi_1` has the derivative of :math:`\theta`, the log-probabilities of the categories (Proposition
-    2 for `SoftmaxIGR`). Unbiased for a quadratic f of one variable at temperature 1, biased else. One evaluation of f
-    per sample, at one-hot vectors.
+    with m held constant: the category drawn is lifted to the largest logit, all others stay g or more below it. It is
+    what `RelaxedStraightThrough` does, with as little randomness as consistency of b and the softmax allows. Biased.
+    One evaluation of f per sample, at one-hot vectors.
 
     Args:
-        temperature: :math:`\tau` of the estimator, positive; that of q plays no part. Published results use 1.3 to
-            1.5, which trade some bias for variance.
+        gap: g, a positive number.
+        temperature: :math:`\tau`, a positive number; that of q plays no part.
 
-    Source: Liu et al. (2023), "Bridging discrete and backpropagation: straight-through and beyond", algorithm 2.
+    Source: Fan et al. (2022), "Training discrete deep generative models via gapped straight-through estimator",
+    where it is GST-1.0.
     """
 
-    bias = "none up to second order in one variable (temperature 1)"
+    bias = "yes"
 
     def __init__(
-        self, temperature: float = 1.0, num_samples: int = 1, *, sample_axis: bool = False
+        self,
+        gap: float = 1.0,
+        temperature: float = 1.0,
+        num_samples: int = 1,
+        *,
+        sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        _check_temperature(temperature)
-        self.temperature = temperature
+        check_positive("gap", gap)
+        check_positive("temperature", temperature)
+        self.gap, self.temperature = gap, temperature
 
     def _surrogate(self, theta: Tensor, onehot: Tensor, noise: Noise) -> Tensor:
         with torch.no_grad():
-            log_mean = torch.log(0.5 * (onehot + torch.softmax(theta / self.temperature, -1)))
-            shift = torch.where(theta > -torch.inf, log_mean - theta, 0.0)
-        return 2 * torch.softmax(shift + theta, -1) - 0.5 * torch.softmax(theta, -1)
-
-
-def _check_temperature(temperature: float) -> None:
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a positive number, got {temperature}")
-
-
-def _check_num_conditional(num_conditional: int) -> None:
-    if num_conditional < 1:
-        raise ValueError(f"num_conditional: expected a positive integer, got {num_conditional!r}")
+            behind = theta - theta.amax(-1, keepdim=True)
+            move = torch.where(onehot > 0, -behind, -(behind + self.gap).clamp(min=0.0))
+        return torch.softmax((theta + move) / self.temperature, -1)

@@ -350,7 +350,8 @@ def test_unbiased_estimators_have_the_gradient_of_the_elbo(family, name):
 @pytest.mark.parametrize("name", estimation.ESTIMATORS)
 @pytest.mark.parametrize("family", families.DIFFERENTIABLE)
 def test_every_estimator_trains(family, name):
-    trainer, x = tiny(family, estimator=name, num_samples=2, lr=0.02, num_categories=3)
+    categories = estimation.declared(name).max_categories or 3
+    trainer, x = tiny(family, estimator=name, num_samples=2, lr=0.02, num_categories=categories)
     before = exact_elbo(trainer.model, x).mean()
     trainer.train_epoch()  # a single step: the batch is the data
     steps = 5 if name == "rao-blackwell-straight-through" and family == "igr-i" else 40

@@ -12,7 +12,7 @@ from typing import Any
 
 from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
-from igr.experiments.training.objectives import ESTIMATORS, RELAXED, declared
+from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED, declared
 
 __all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
 
@@ -58,6 +58,7 @@ class _Shared:
     unit_scale: bool = False
     epochs: int = 100
     estimator: str = "pathwise"
+    estimator_temperature: float | None = None
     num_samples: int = 1
     lr: float = 3e-4
     lr_decay: float = 0.0
@@ -75,8 +76,7 @@ class _Shared:
         check_positive("prior-temperature", self.prior_temperature)
         check_count("epochs", self.epochs)
         check_choice("estimator", self.estimator, (*RELAXED, *ESTIMATORS))
-        least = declared(self.estimator).min_samples if self.estimator in ESTIMATORS else 1
-        check_count("num-samples", self.num_samples, least=least)
+        self._check_estimator()
         if self.architecture == "sop":
             self._check_sop()
         check_positive("lr", self.lr)
@@ -86,6 +86,23 @@ class _Shared:
         check_count("batch-size", self.batch_size)
         check_count("train-images", self.train_images, least=0)
         check_count("held-out", self.held_out, least=0)
+
+    def _check_estimator(self) -> None:
+        least = 1
+        if self.estimator in ESTIMATORS:
+            needed = declared(self.estimator)
+            least = needed.min_samples
+            if needed.max_categories not in (None, self.num_categories):
+                raise ConfigError(
+                    f"num-categories: {self.estimator} is for {needed.max_categories}, got {self.num_categories}"
+                )
+        check_count("num-samples", self.num_samples, least=least)
+        if self.estimator_temperature is not None:
+            check_positive("estimator-temperature", self.estimator_temperature)
+            if self.estimator not in OWN_TEMPERATURE:
+                raise ConfigError(
+                    f"estimator-temperature: of {', '.join(OWN_TEMPERATURE)} alone, and not of {self.estimator}"
+                )
 
     def _check_sop(self) -> None:
         if self.num_categories != 2:
@@ -98,11 +115,12 @@ class _Shared:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON has them."""
+        """The settings as JSON has them, those that were not set left out."""
         return {
             field.name: list(value) if isinstance(value, tuple) else value
             for field in dataclasses.fields(self)
             for value in [getattr(self, field.name)]
+            if value is not None
         }
 
     @classmethod

@@ -22,7 +22,7 @@ from igr.estimators import Estimator
 from igr.experiments.models.vae import StackedVAE
 from igr.experiments.streams import stream
 
-__all__ = ["ESTIMATORS", "RELAXED", "Estimated", "Objective", "Relaxed", "Setting"]
+__all__ = ["ESTIMATORS", "OWN_TEMPERATURE", "RELAXED", "Estimated", "Objective", "Relaxed", "Setting"]
 
 RELAXED = ("pathwise", "sticking-the-landing")
 """Estimators of the relaxed objective, which every family has of its own."""
@@ -81,6 +81,13 @@ class Setting:
     num_samples: int
     num_variables: int
     num_categories: int
+    estimator_temperature: float | None = None
+    """The estimator's own."""
+
+    @property
+    def own(self) -> float:
+        """The estimator's own temperature, 1 by default."""
+        return 1.0 if self.estimator_temperature is None else self.estimator_temperature
 
 
 Make = Callable[[Setting], Estimator]
@@ -92,6 +99,7 @@ def _relax(s: Setting) -> Estimator:
 
 
 ESTIMATORS: dict[str, Make] = {
+    "enumerate": lambda s: estimators.Enumerate(sample_axis=True),
     "straight-through": lambda s: estimators.StraightThrough(s.num_samples, sample_axis=True),
     "relaxed-straight-through": lambda s: estimators.RelaxedStraightThrough(
         s.num_samples, sample_axis=True
@@ -99,7 +107,15 @@ ESTIMATORS: dict[str, Make] = {
     "rao-blackwell-straight-through": lambda s: estimators.RaoBlackwellStraightThrough(
         num_samples=s.num_samples, sample_axis=True
     ),
-    "reinmax": lambda s: estimators.ReinMax(num_samples=s.num_samples, sample_axis=True),
+    "gapped-straight-through": lambda s: estimators.GappedStraightThrough(
+        temperature=s.own, num_samples=s.num_samples, sample_axis=True
+    ),
+    "reinmax": lambda s: estimators.ReinMax(s.own, s.num_samples, sample_axis=True),
+    "reinmax-rao": lambda s: estimators.ReinMaxRao(
+        s.own, num_samples=s.num_samples, sample_axis=True
+    ),
+    "zgr": lambda s: estimators.ZGR(s.num_samples, sample_axis=True),
+    "mve": lambda s: estimators.MVE(s.num_samples, sample_axis=True),
     "reinforce": lambda s: estimators.Reinforce(num_samples=s.num_samples, sample_axis=True),
     "reinforce-running-mean": lambda s: estimators.Reinforce(
         estimators.RunningMean(), s.num_samples, sample_axis=True
@@ -107,11 +123,19 @@ ESTIMATORS: dict[str, Make] = {
     "reinforce-leave-one-out": lambda s: estimators.Reinforce(
         estimators.LeaveOneOut(), s.num_samples, sample_axis=True
     ),
+    "disarm": lambda s: estimators.DisARM(sample_axis=True),
+    "carms": lambda s: estimators.CARMS(s.num_samples, sample_axis=True),
+    "double-control-variate": lambda s: estimators.DoubleControlVariate(
+        s.num_samples, sample_axis=True
+    ),
     "rebar": lambda s: estimators.Rebar(s.temperature, 1.0, s.num_samples, sample_axis=True),
     "relax": _relax,
     "unordered-set": lambda s: estimators.UnorderedSet(s.num_samples, sample_axis=True),
 }
 """Estimators of the gradient of the discrete model's ELBO, by their names on the command line."""
+
+OWN_TEMPERATURE = ("gapped-straight-through", "reinmax", "reinmax-rao")
+"""Those with a temperature of their own, which is not learned; that of the relaxation plays no part in them."""
 
 
 @lru_cache

@@ -69,7 +69,13 @@ def _objective(runs: Sequence[RunConfig], device: torch.device, dtype: torch.dty
     if first.estimator not in ESTIMATORS:
         return Relaxed(first.num_samples)
     settings = [
-        Setting(run.temperature, run.num_samples, run.num_variables, run.num_categories)
+        Setting(
+            run.temperature,
+            run.num_samples,
+            run.num_variables,
+            run.num_categories,
+            run.estimator_temperature,
+        )
         for run in runs
     ]
     seeds = [run.seed for run in runs]
