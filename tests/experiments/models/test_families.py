@@ -320,7 +320,17 @@ def test_unordered_set_of_all_states_is_the_exact_negative_elbo(family):
     )
 
 
-UNBIASED = ("reinforce", "reinforce-running-mean", "reinforce-leave-one-out", "rebar", "relax")
+UNBIASED = (
+    "enumerate",
+    "reinforce",
+    "reinforce-running-mean",
+    "reinforce-leave-one-out",
+    "disarm",
+    "carms",
+    "double-control-variate",
+    "rebar",
+    "relax",
+)
 
 
 @pytest.mark.parametrize(
@@ -426,6 +436,12 @@ def test_a_run_that_goes_on_is_the_same_run(settings):
         ({"estimator": "relaxx"}, "did you mean 'relax'"),
         ({"estimator": "relax", "family": "igr-sb"}, "has not"),
         ({"estimator": "unordered-set"}, "num-samples: expected a whole number of at least 2"),
+        ({"estimator": "disarm", "num_categories": 3}, "num-categories: disarm is for 2, got 3"),
+        (
+            {"estimator": "reinmax", "estimator_temperature": -1.0},
+            "estimator-temperature: expected",
+        ),
+        ({"estimator": "mve", "estimator_temperature": 1.0}, "estimator-temperature: of gapped-"),
         ({"architecture": "sop"}, "binary units"),
         ({"architecture": "sop", "num_categories": 2, "estimator": "relax"}, "trained by pathwise"),
         ({"decoder": "gauss"}, "did you mean 'gaussian'"),
@@ -567,3 +583,13 @@ def test_a_long_stack_computes_run_by_run_what_it_computes_at_once(monkeypatch):
     torch.testing.assert_close(found[1][0], wanted)
     # Images that all runs share take the whole at once.
     assert likelihoods.Bernoulli().log_prob(logits, x[:1]).shape == weights.shape
+
+
+def test_reinmax_has_the_temperature_that_the_command_gives_it():
+    trainer, _ = tiny(estimator="reinmax", estimator_temperature=1.3)
+    assert trainer.objective.estimators[0].temperature == 1.3
+    run = RunConfig(estimator="reinmax", estimator_temperature=1.3)
+    assert RunConfig.from_dict(run.to_dict()) == run
+    assert "estimator_temperature" not in RunConfig().to_dict(), (
+        "or records of earlier runs were others"
+    )

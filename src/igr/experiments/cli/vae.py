@@ -16,7 +16,7 @@ from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.training.compute import Compute, check_compute
 from igr.experiments.training.config import ARCHITECTURES, SweepConfig
-from igr.experiments.training.objectives import ESTIMATORS, RELAXED
+from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED
 
 
 def vae(
@@ -40,6 +40,10 @@ def vae(
             f" {', '.join(ESTIMATORS)}."
         ),
     ] = "pathwise",
+    estimator_temperature: Annotated[
+        float | None,
+        typer.Option(help=f"Its own, of {', '.join(OWN_TEMPERATURE)}; 1 by default."),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Samples S of each image in a step.")] = 1,
     lr_decay: Annotated[float, typer.Option(help="Divide lr by 1 + this x steps done.")] = 0.0,
     lr_min: Annotated[float, typer.Option(help="But never below this.")] = 0.0,
@@ -74,6 +78,7 @@ def vae(
         architecture=architecture,
         decoder=decoder,
         estimator=estimator,
+        estimator_temperature=estimator_temperature,
         num_samples=num_samples,
         lr_decay=lr_decay,
         lr_min=lr_min,
