@@ -23,8 +23,7 @@ from torch.distributions.kl import register_kl
 from torch.distributions.transforms import Transform
 
 from igr import _checks, functional
-from igr.constraints import simplex
-from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor, _one_of
+from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, StickBreaking
 
@@ -457,16 +456,13 @@ class CountableIGR(Relaxation):
             ValueError: unless exactly one of `value` and `log_value` is given, is on the simplex, and has no more
                 entries than a pair of tensors has coordinates for.
         """
-        given = functional.full_precision(_one_of(value, log_value))
+        given = functional.full_precision(self._given(value, log_value))
         log_z = given.log() if log_value is None else given
         if given.dim() < 1 or given.shape[-1] < 2:
             raise ValueError(
                 f"value: expected shape (*sample, *batch, n) with n >= 2, got {tuple(given.shape)}"
             )
-        if self._validate_args:
-            _checks.fits_batch("value", given.shape[:-1], self.batch_shape)
-            z, name = (log_value.exp(), "log_value") if value is None else (value, "value")  # type: ignore[union-attr]
-            _checks.satisfies(name, given, simplex.check(z), "points of the simplex")
+        self._check_point(value, log_value)
         positive = log_z > -torch.inf
         position = torch.arange(log_z.shape[-1], device=log_z.device)
         num_used = torch.where(positive, position, 0).amax(-1)

@@ -87,6 +87,11 @@ class RecoveredCategorical(OneHotCategorical):
             valid = values == values if probs is None else values >= 0
             _checks.satisfies(name, values, valid.all(-1), "weights that can be normalised")
 
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        if 0 in sample_shape:  # torch.multinomial draws one at least
+            return self.probs.new_zeros(self._extended_shape(torch.Size(sample_shape)))
+        return super().sample(torch.Size(sample_shape))
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RecoveredCategorical:
         new = self._get_checked_instance(RecoveredCategorical, _instance)
         error = self.standard_error
@@ -166,7 +171,7 @@ class Relaxation(PyroSite):
         Args:
             value: samples ``(*sample_shape, *batch, K)``, or give their logarithms as `log_value`.
         """
-        given = _one_of(value, log_value)
+        given = self._given(value, log_value)
         log_z = given.log() if log_value is None else given
         return functional.one_hot_argmax(self.hard_scores(log_z)).to(given.dtype)
 
@@ -238,6 +243,32 @@ class Relaxation(PyroSite):
             _checks.satisfies("onehot", onehot, valid, "one-hot vectors of allowed categories")
         return onehot
 
+    def _given(self, value: Tensor | None, log_value: Tensor | None) -> Tensor:
+        """The one of both that is given."""
+        if (value is None) == (log_value is None):
+            raise ValueError("expected exactly one of value and log_value")
+        name, given = ("value", value) if log_value is None else ("log_value", log_value)
+        if not isinstance(given, Tensor) or given.is_complex():
+            came = given.dtype if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"{name}: expected a tensor of real numbers, got {came}")
+        if given.is_floating_point():
+            return given
+        return self._cast(given.to(torch.get_default_dtype()))
+
+    def _check_point(self, value: Tensor | None, log_value: Tensor | None) -> None:
+        """Raise ValueError unless it lies on the simplex, and fits the batch."""
+        if not self._validate_args:
+            return
+        if log_value is None:
+            name, given, point, expected = "value", value, value, "points of the simplex"
+        else:
+            # exp of what may underflow, or be no logarithm at all
+            log_z = functional.full_precision(log_value).clamp_max(1.0)
+            point = exp_nonpositive(log_z).to(log_value.dtype)
+            name, given, expected = "log_value", log_value, "points of the simplex, as logarithms"
+        _checks.fits_batch(name, given.shape[:-1], self.batch_shape)  # type: ignore[union-attr]
+        _checks.satisfies(name, given, simplex.check(point), expected)  # type: ignore[arg-type]
+
     def _read(
         self, value: Tensor | None, log_value: Tensor | None, allowed: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -245,18 +276,13 @@ class Relaxation(PyroSite):
 
         Categories that are not allowed are stood in for by 0.
         """
-        given = _one_of(value, log_value)
+        given = self._given(value, log_value)
         name = "value" if log_value is None else "log_value"
         if given.dim() < 1 or given.shape[-1] != self.num_categories:
             raise ValueError(
                 f"{name}: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
             )
-        if self._validate_args:
-            _checks.fits_batch(name, given.shape[:-1], self.batch_shape)
-            # exp of what may underflow, or be no logarithm at all
-            point = given if log_value is None else exp_nonpositive(given.clamp_max(1.0))
-            expected = "points of the simplex" if log_value is None else "logarithms of such points"
-            _checks.satisfies(name, given, simplex.check(point), expected)
+        self._check_point(value, log_value)
         given = functional.full_precision(given)
         zero = 0.0 if log_value is None else -torch.inf
         missing = given == zero
@@ -271,16 +297,6 @@ class Relaxation(PyroSite):
         # A subnormal weight has a value, but a gradient that overflows: it gets none.
         tiny = torch.finfo(safe.dtype).tiny
         return torch.where(safe < tiny, safe.detach(), safe).log(), inside
-
-
-def _one_of(value: Tensor | None, log_value: Tensor | None) -> Tensor:
-    if (value is None) == (log_value is None):
-        raise ValueError("expected exactly one of value and log_value")
-    name, given = ("value", value) if log_value is None else ("log_value", log_value)
-    if not isinstance(given, Tensor) or given.is_complex():
-        came = given.dtype if isinstance(given, Tensor) else type(given).__name__
-        raise ValueError(f"{name}: expected a tensor of real numbers, got {came}")
-    return given if given.is_floating_point() else given.to(torch.get_default_dtype())
 
 
 class _Normal(Normal):

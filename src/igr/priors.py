@@ -519,7 +519,7 @@ def _warn(message: str) -> None:
 
 
 def _report(left: Tensor, how: str, tolerance: float) -> None:
-    worst = float(left.max())
+    worst = float(left.max()) if left.numel() else 0.0
     if worst > tolerance:
         meant = "recovered discrete distribution" if how == "hard" else "mean"
         warnings.warn(

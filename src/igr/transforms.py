@@ -53,6 +53,8 @@ def is_real(constraint: Constraint) -> bool:
     """Whether every vector of numbers satisfies it."""
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
+    if hasattr(constraint, "cseq"):  # a CatTransform's or StackTransform's
+        return all(is_real(part) for part in constraint.cseq)
     return isinstance(constraint, type(constraints.real))
 
 
@@ -641,3 +643,6 @@ class Compose(ComposeTransform):
         return isinstance(other, ComposeTransform) and list(self.parts) == list(other.parts)
 
     __hash__ = ComposeTransform.__hash__
+
+    def __repr__(self) -> str:
+        return f"Compose([{', '.join(map(repr, self.parts))}])"
