@@ -405,3 +405,23 @@ def test_plug_in_kl_with_impossible_categories() -> None:
         logits=torch.tensor([0.0, -torch.inf, -torch.inf], dtype=D), validate_args=False
     )
     assert igr.plug_in_kl(igr.GumbelSoftmax(0.5, logits=logits.detach()), one) == torch.inf
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 5])
+def test_monte_carlo_over_the_batch_of_either(num_samples: int) -> None:
+    """A p with a batch that q lacks: one divergence for each, where samples met the batch of p."""
+    q = igr.GumbelSoftmax(0.5, logits=torch.zeros(4))
+    p = igr.GumbelSoftmax(0.5, logits=torch.randn(5, 4))
+    found = igr.monte_carlo_kl(q, p, num_samples)
+    assert found.shape == (5,)
+    torch.manual_seed(0)
+    found = igr.monte_carlo_kl(q, p, 20_000)
+    torch.manual_seed(0)
+    log_z, log_q = q.expand((5,)).rsample_log_and_log_prob((20_000,))
+    expected = torch.stack([log_q[:, i] - p.log_prob(log_value=log_z)[:, i] for i in range(5)])
+    torch.testing.assert_close(found, expected.mean(-1), rtol=1e-3, atol=1e-4)
+    a = igr.SoftmaxIGR(torch.zeros(3), torch.ones(3), 0.5)
+    b = igr.SoftmaxIGR(torch.randn(5, 3), torch.ones(3), 0.5)
+    assert igr.monte_carlo_kl(a, b, num_samples).shape == (5,)
+    with pytest.raises(ValueError, match="q, p: expected a shape that broadcasts"):
+        igr.monte_carlo_kl(q.expand((2,)), p)

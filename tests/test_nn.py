@@ -24,7 +24,7 @@ MASKABLE = [nn.SoftmaxIGRHead, nn.SharpStickBreakingIGRHead, nn.GumbelSoftmaxHea
 @pytest.mark.parametrize("make", HEADS)
 @pytest.mark.parametrize("batch", [(), (5,), (3, 4)])
 def test_head_shapes_and_gradients(make: type[nn.Head], batch: tuple[int, ...]) -> None:
-    head = make(6, 3, 4)
+    head = make(6, num_variables=3, num_categories=4)
     features = torch.randn(*batch, 6, requires_grad=True)
     q = head(features)
     assert q.batch_shape == (*batch, 3)
@@ -40,7 +40,7 @@ def test_head_shapes_and_gradients(make: type[nn.Head], batch: tuple[int, ...]) 
 @pytest.mark.parametrize("make", HEADS)
 def test_head_is_one_affine_map(make: type[nn.Head]) -> None:
     """The parameters are affine in the features; scale is the exponential of an output."""
-    head = make(6, 3, 4).double()
+    head = make(6, num_variables=3, num_categories=4).double()
     a, b = torch.randn(2, 6, dtype=torch.float64)
 
     def outputs(x: Tensor) -> Tensor:
@@ -55,11 +55,14 @@ def test_head_is_one_affine_map(make: type[nn.Head]) -> None:
     "make", [nn.SoftmaxIGRHead, nn.PlanarIGRHead, nn.SharpStickBreakingIGRHead]
 )
 def test_head_starts_near_uniform(make: type[nn.Head]) -> None:
-    """At features of zero: softmax++ starts hard-uniform, stick-breaking with equal pieces at the mean."""
-    q = make(6, 2, 10).double()(torch.zeros(6, dtype=torch.float64))
+    """At features of zero: softmax++ starts hard-uniform, stick-breaking with pieces of equal means."""
+    q = make(6, num_variables=2, num_categories=10).double()(torch.zeros(6, dtype=torch.float64))
     assert torch.equal(q.scale, torch.ones_like(q.scale))
     if make is nn.SharpStickBreakingIGRHead:
-        pieces = igr.functional.log_stick_breaking(q.loc).exp()
+        # E[w_k] = E[u_k] prod_j<k E[1 - u_j], over the quantiles of the noise.
+        noise = torch.special.ndtri((torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000)
+        share = torch.sigmoid(q.loc[0].unsqueeze(-1) + noise).mean(-1)
+        pieces = share * torch.cat([share.new_ones(1), torch.cumprod(1 - share, 0)[:-1]])
         torch.testing.assert_close(pieces, torch.full_like(pieces, 0.1), rtol=1e-6, atol=0)
     else:
         # P(last) = Phi(-loc)^9 and the others share the rest by symmetry.
@@ -70,7 +73,7 @@ def test_head_starts_near_uniform(make: type[nn.Head]) -> None:
 
 @pytest.mark.parametrize("make", MASKABLE)
 def test_head_takes_allowed(make: type[nn.Head]) -> None:
-    head = make(6, 3, 4)
+    head = make(6, num_variables=3, num_categories=4)
     allowed = torch.tensor([[True, True, False, True], [True, False, True, False], [True] * 4])
     z = head(torch.randn(50, 6), allowed=allowed).rsample()
     assert bool((z[:, ~allowed] == 0).all())
@@ -79,11 +82,13 @@ def test_head_takes_allowed(make: type[nn.Head]) -> None:
 
 @pytest.mark.parametrize("make", HEADS)
 def test_head_temperature_may_be_number_tensor_or_schedule(make: type[nn.Head]) -> None:
-    assert make(6, 3, 4, temperature=0.3).temperature == 0.3
-    per_variable = make(6, 3, 4, temperature=torch.tensor([0.1, 0.5, 1.0]))
+    assert make(6, num_variables=3, num_categories=4, temperature=0.3).temperature == 0.3
+    per_variable = make(
+        6, num_variables=3, num_categories=4, temperature=torch.tensor([0.1, 0.5, 1.0])
+    )
     assert per_variable(torch.randn(7, 6)).rsample().shape == (7, 3, 4)
     schedule = nn.LinearTemperature(1.0, 0.5, 2)
-    head = make(6, 3, 4, temperature=schedule)
+    head = make(6, num_variables=3, num_categories=4, temperature=schedule)
     schedule.step()
     assert head.temperature == 0.75
     assert "schedule.steps" in head.state_dict()
@@ -91,7 +96,7 @@ def test_head_temperature_may_be_number_tensor_or_schedule(make: type[nn.Head]) 
 
 @pytest.mark.parametrize("make", HEADS)
 def test_learned_temperature_gets_a_gradient(make: type[nn.Head]) -> None:
-    head = make(6, 3, 4, temperature=nn.LearnedTemperature(0.7))
+    head = make(6, num_variables=3, num_categories=4, temperature=nn.LearnedTemperature(0.7))
     z = head(torch.randn(8, 6)).rsample()
     (z * z).sum().backward()
     assert isinstance(head.schedule, nn.LearnedTemperature)
@@ -104,7 +109,10 @@ def test_learned_temperature_gets_a_gradient(make: type[nn.Head]) -> None:
 @pytest.mark.parametrize("make", HEADS)
 def test_state_dict_round_trip(make: type[nn.Head]) -> None:
     torch.manual_seed(1)
-    first, second = make(6, 3, 4), make(6, 3, 4)
+    first, second = (
+        make(6, num_variables=3, num_categories=4),
+        make(6, num_variables=3, num_categories=4),
+    )
     second.load_state_dict(first.state_dict())
     x = torch.randn(5, 6)
     torch.manual_seed(2)
@@ -117,6 +125,7 @@ BAD_HEADS = [
     ({"in_features": 0}, "in_features: expected a whole number of at least 1, got 0"),
     ({"num_variables": -1}, "num_variables: expected a whole number of at least 1, got -1"),
     ({"num_categories": 1}, "num_categories: expected a whole number of at least 2, got 1"),
+    ({"gain": 0.0}, "gain: expected a positive finite number, got 0.0"),
     ({"temperature": 0.0}, "temperature: expected a positive finite number, got 0.0"),
 ]
 
@@ -251,7 +260,22 @@ def test_learned_temperature_stays_positive_under_any_optimiser() -> None:
 BAD_SCHEDULES = [
     (lambda: nn.LinearTemperature(0.0, 1.0, 5), "start: expected a positive"),
     (lambda: nn.CosineTemperature(1.0, -1.0, 5), "end: expected a positive"),
-    (lambda: nn.ExponentialTemperature(1.0, 0.5, 0), "num_steps: expected at least 1, got 0"),
+    (
+        lambda: nn.ExponentialTemperature(1.0, 0.5, 0),
+        "num_steps: expected a whole number of at least",
+    ),
+    (lambda: nn.LinearTemperature(1.0, 0.5, 2.5), "num_steps: expected a whole number of at least"),
+    (
+        lambda: nn.LinearTemperature("1", 0.5, 2),
+        "start: expected a positive number or a tensor, got str",
+    ),
+    (lambda: nn.KLWarmup(5, start=-0.1), "start: expected non-negative"),
+    (lambda: nn.KLWarmup(5, end="1"), "end: expected a number or a tensor, got str"),
+    (lambda: nn.KLWarmup(0), "num_steps: expected a whole number"),
+    (
+        lambda: nn.ConstantTemperature([0.1]),
+        "value: expected a positive number or a tensor, got list",
+    ),
     (lambda: nn.ConstantTemperature(-1.0), "value: expected a positive"),
     (lambda: nn.LearnedTemperature(float("nan")), "initial: expected a positive"),
     (lambda: nn.PlanarFlow(0), "num_coordinates: expected a whole number of at least 1"),

@@ -12,7 +12,7 @@ from igr.distributions import (
     SoftmaxIGR,
     StickBreakingIGR,
 )
-from igr.kl import monte_carlo_kl, plug_in_kl
+from igr.kl import kl_divergence, monte_carlo_kl, plug_in_kl
 from igr.objectives import elbo, importance_weighted_bound, released_estimate
 from igr.priors import match
 from igr.transforms import (
@@ -51,6 +51,7 @@ __all__ = [
     "functional",
     "importance_weighted_bound",
     "kl",
+    "kl_divergence",
     "match",
     "monte_carlo_kl",
     "nn",

@@ -11,7 +11,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -175,11 +175,30 @@ class Relaxation(PyroSite):
         log_z = given.log() if log_value is None else given
         return functional.one_hot_argmax(self.hard_scores(log_z)).to(given.dtype)
 
-    def straight_through(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw one-hot vectors that carry the gradient of the relaxed sample."""
+    @overload
+    def straight_through(
+        self, sample_shape: Sequence[int] = (), *, return_relaxed: Literal[False] = False
+    ) -> Tensor: ...
+
+    @overload
+    def straight_through(
+        self, sample_shape: Sequence[int] = (), *, return_relaxed: Literal[True]
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def straight_through(
+        self, sample_shape: Sequence[int] = (), *, return_relaxed: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Draw one-hot vectors that carry the gradient of the relaxed sample.
+
+        Args:
+            sample_shape: of the draw.
+            return_relaxed: return the relaxed sample as well, ``(hard, relaxed)``.
+        """
         log_z = self.rsample_log(sample_shape)
         hard = functional.one_hot_argmax(self.hard_scores(log_z))
-        return self._cast(functional.straight_through(hard, log_z.exp()))
+        z = log_z.exp()
+        hard = self._cast(functional.straight_through(hard, z))
+        return (hard, self._cast(z)) if return_relaxed else hard
 
     @property
     def mean(self) -> Tensor:

@@ -2,7 +2,7 @@ r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,16 +14,58 @@ from torch.distributions import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     TransformedDistribution,
-    kl_divergence,
 )
+from torch.distributions import kl_divergence as closed_form
 from torch.distributions.kl import register_kl
 
-from igr import functional
+from igr import _checks, functional
 from igr.constraints import corner
 from igr.distributions import IGR, GumbelSoftmax, Relaxation, SoftmaxIGR
 from igr.transforms import Compose
 
-__all__ = ["monte_carlo_kl", "plug_in_kl"]
+__all__ = ["kl_divergence", "monte_carlo_kl", "plug_in_kl"]
+
+_CATEGORICAL = (Categorical, OneHotCategorical)
+
+
+def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Tensor:
+    r"""KL(q || p): in closed form where there is one, by Monte Carlo elsewhere, and of categories.
+
+    - Between relaxations, and whatever else torch knows a closed form for: ``torch.distributions.kl_divergence``,
+      (13) for most pairs. Where there is none, such as between two `igr.GumbelSoftmax`, `monte_carlo_kl`.
+    - Between a relaxation and a torch ``Categorical`` or ``OneHotCategorical``, in either order: the divergence of
+      the recovered categorical distribution, `plug_in_kl`, which with relaxed samples gives no bound.
+
+    Args:
+        q, p: distributions.
+        num_samples: n of (9), where that is what is used.
+
+    Returns:
+        ``(*batch,)``.
+
+    Raises:
+        ValueError: if they do not fit, or there is neither a closed form nor an estimate.
+
+    Two maps onto the simplex are compared by value, but within `torch.compile` by identity alone: temperatures given
+    as tensors must then be the same object for a closed form.
+
+    >>> from igr import GumbelSoftmax, SoftmaxIGR
+    >>> q, p = SoftmaxIGR(torch.ones(8, 9), torch.ones(9), 0.5), SoftmaxIGR(torch.zeros(9), torch.ones(9), 0.5)
+    >>> kl_divergence(q, p)[0]
+    tensor(4.5000)
+    >>> kl_divergence(q, GumbelSoftmax(0.5, logits=torch.zeros(10)), num_samples=4).shape
+    torch.Size([8])
+    >>> kl_divergence(q, torch.distributions.Categorical(logits=torch.zeros(10))).shape
+    torch.Size([8])
+    """
+    if isinstance(p, _CATEGORICAL) and isinstance(q, Relaxation):
+        return plug_in_kl(q, p)
+    if isinstance(q, _CATEGORICAL) and isinstance(p, (Relaxation, *_CATEGORICAL)):
+        return _categorical_kl(q, p.discrete() if isinstance(p, Relaxation) else p)
+    try:
+        return closed_form(q, p)
+    except NotImplementedError:
+        return monte_carlo_kl(q, p, num_samples)  # type: ignore[arg-type]
 
 
 def monte_carlo_kl(
@@ -65,7 +107,7 @@ def monte_carlo_kl(
             return kl.sum(tuple(range(-dims, 0))) if dims else kl
     if not isinstance(q, Relaxation):
         raise ValueError(f"q: expected a relaxation, got {q}")
-    if isinstance(p, (Categorical, OneHotCategorical)):
+    if isinstance(p, _CATEGORICAL):
         raise ValueError(
             f"p: expected a density on the simplex, got {type(p).__name__}, against which q has none; "
             "igr.plug_in_kl(q, p) compares their categories"
@@ -75,6 +117,9 @@ def monte_carlo_kl(
             f"q, p: expected the same number of categories, got event shapes {tuple(q.event_shape)} and "
             f"{tuple(p.event_shape)}"
         )
+    batch = _checks.broadcast_batch("q, p", q.batch_shape, p.batch_shape)
+    if batch != q.batch_shape:
+        q = cast("Relaxation", q.expand(batch))
     shared = _shared_maps(q, p)
     if shared and isinstance(q, IGR) and isinstance(p, IGR):
         x, log_q = q._rsample_base_and_log_prob((num_samples,))
@@ -152,12 +197,19 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
     >>> plug_in_kl(GumbelSoftmax(0.5, logits=torch.zeros(4)), uniform)
     tensor(0.)
     """
-    if not isinstance(p0, (Categorical, OneHotCategorical)):
+    if not isinstance(p0, _CATEGORICAL):
         raise ValueError(
             f"p0: expected a torch Categorical or OneHotCategorical, got {type(p0).__name__}; igr.monte_carlo_kl "
             "compares densities"
         )
-    logits = q.discrete().logits
+    return _categorical_kl(q.discrete(), p0)
+
+
+def _categorical_kl(
+    q: Categorical | OneHotCategorical, p0: Categorical | OneHotCategorical
+) -> Tensor:
+    """(8) between categorical distributions."""
+    logits = q.logits
     if logits.shape[-1] != p0.logits.shape[-1]:
         raise ValueError(
             f"p0: expected {logits.shape[-1]} categories, as q has, got {p0.logits.shape[-1]}"
@@ -172,7 +224,7 @@ def _no_closed_form(q: Distribution, p: Distribution) -> NotImplementedError:
     pair = f"from {type(q).__name__} to {type(p).__name__}"
     if not isinstance(q, Relaxation):
         why = f"no closed-form KL {pair}; average the difference of their log_prob over samples"
-    elif isinstance(p, (Categorical, OneHotCategorical)):
+    elif isinstance(p, _CATEGORICAL):
         why = (
             f"no KL {pair}, which has no density on the simplex; igr.plug_in_kl(q, p) has that of the categorical "
             "distribution that is relaxed"
@@ -210,7 +262,7 @@ def _kl_igr(q: IGR, p: IGR) -> Tensor:
         raise _no_closed_form(q, p)
     if not (q._is_gaussian and p._is_gaussian):
         try:
-            return kl_divergence(q.base_dist, p.base_dist)
+            return closed_form(q.base_dist, p.base_dist)
         except NotImplementedError:
             raise NotImplementedError(
                 f"no closed-form KL between the bases {q.base_dist} and {p.base_dist}; "
