@@ -323,7 +323,7 @@ def test_inside_pyro() -> None:
 
     def model() -> None:
         with pyro.plate("data", 5):
-            z = pyro.sample("z", igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5).expand((5,)))
+            z = pyro.sample("z", igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5))
             assert z.shape == (5, 3)
             pyro.sample("x", pyro.distributions.Normal(z @ target, 0.1), obs=torch.full((5,), 1.5))
 

@@ -1,6 +1,8 @@
-"""The simplex with a tolerance that fits dtype and K, and its corner."""
+"""The simplex with a tolerance that fits dtype and K, its corner, its faces, and what a map reaches of it."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,7 +10,12 @@ from torch.distributions import constraints
 from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.transforms import SoftmaxTransform, StickBreakingTransform, Transform
 
-__all__ = ["corner", "simplex"]
+from igr import functional
+
+if TYPE_CHECKING:
+    from igr.transforms import Compose
+
+__all__ = ["corner", "countable", "face", "image", "simplex"]
 
 
 class _Simplex(constraints.Constraint):
@@ -51,8 +58,68 @@ class _Corner(constraints.Constraint):
         return (value > 0).all(-1) & (value.sum(-1) < 1)
 
 
+class _Face(constraints.Constraint):
+    """The face of the simplex whose corners are the allowed categories: all others are 0.
+
+    `biject_to` gives stick-breaking over the allowed categories. It takes K-1 coordinates, of which a face with fewer
+    corners has no need: those count as standard normal, so that a density over all K-1 is proper.
+
+    Args:
+        allowed: boolean, ``(*batch, K)``.
+
+    >>> face(torch.tensor([True, False, True])).check(torch.tensor([[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]))
+    tensor([ True, False])
+    """
+
+    event_dim = 1
+
+    def __init__(self, allowed: Tensor) -> None:
+        self.allowed = allowed
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        return simplex.check(value) & (self.allowed | (value == 0)).all(-1)
+
+
+class _Image(constraints.Constraint):
+    """The points of the simplex that a map from R^(K-1) reaches, up to rounding; `biject_to` gives the map.
+
+    Args:
+        transform: the map.
+
+    >>> from igr import Compose, SoftmaxPlusPlus, StickBreaking
+    >>> reached = image(Compose([StickBreaking(), SoftmaxPlusPlus(0.5)]))
+    >>> reached.check(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
+    tensor([ True, False])
+    """
+
+    event_dim = 1
+
+    def __init__(self, transform: Compose) -> None:
+        self.transform = transform
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        # A point is reached where what it comes from leads back to it, as exactly as K sums of logarithms allow.
+        wide = functional.full_precision(value)
+        log_z = wide.clamp_min(torch.finfo(wide.dtype).tiny).log()
+        back = self.transform.forward_stable(self.transform.inverse_and_log_det(log_z)[0]).exp()
+        slack = torch.finfo(value.dtype).eps * (8 + value.shape[-1]) * (1 - log_z.amin(-1))
+        return simplex.check(value) & ((back - wide).abs().amax(-1) <= slack)
+
+
+class _Countable(_Simplex):
+    """Vectors on the simplex with as many entries as each sample needs, then zeros.
+
+    No map from a fixed number of coordinates reaches them all, so `biject_to` refuses.
+    """
+
+
 simplex = _Simplex()
+countable = _Countable()
 corner = _Corner()
+face = _Face
+image = _Image
 
 
 @biject_to.register(simplex)
@@ -65,9 +132,16 @@ def _transform_to_simplex(constraint: _Simplex) -> Transform:
     return SoftmaxTransform()
 
 
-@biject_to.register(corner)
-@transform_to.register(corner)
-def _biject_to_corner(constraint: _Corner) -> Transform:
-    from igr.transforms import StickBreaking  # transforms needs these constraints
+@biject_to.register(_Image)
+@transform_to.register(_Image)
+def _onto_image(constraint: _Image) -> Transform:
+    return constraint.transform
 
-    return StickBreaking()
+
+@biject_to.register(countable)
+@transform_to.register(countable)
+def _no_map(constraint: _Countable) -> Transform:
+    raise NotImplementedError(
+        "samples of CountableIGR have no fixed number of coordinates, so that no transform reaches them: write the "
+        "guide yourself, or take SharpStickBreakingIGR with as many categories as matter"
+    )

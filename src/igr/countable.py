@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from torch.distributions.kl import register_kl
 from torch.distributions.transforms import Transform
 
 from igr import _checks, functional
+from igr.constraints import countable
 from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, StickBreaking
@@ -280,6 +280,7 @@ class CountableIGR(Relaxation):
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012
+    support = countable
 
     def __init__(
         self,
@@ -364,7 +365,7 @@ class CountableIGR(Relaxation):
         for name in ("parameters", "temperature", "closing", "_precision"):
             setattr(new, name, getattr(self, name))
         new.num_used = None
-        Distribution.__init__(new, batch_shape, torch.Size(), validate_args=False)
+        Relaxation.__init__(new, batch_shape, torch.Size(), validate_args=False)
         new._validate_args = self._validate_args
         return new
 

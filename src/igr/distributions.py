@@ -22,6 +22,7 @@ from torch.distributions import (
     Normal,
     OneHotCategorical,
     TransformedDistribution,
+    biject_to,
     constraints,
 )
 from torch.distributions.transforms import ComposeTransform, Transform
@@ -29,7 +30,7 @@ from torch.distributions.transforms import ComposeTransform, Transform
 from igr import _checks, conditional, functional
 from igr._exp import exp_nonpositive
 from igr._pyro import PyroSite
-from igr.constraints import simplex
+from igr.constraints import face, image, simplex
 from igr.discrete import argmax_log_probs, monte_carlo_probs
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import (
@@ -56,8 +57,8 @@ __all__ = [
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-class RecoveredCategorical(OneHotCategorical):
-    """A torch ``OneHotCategorical`` that says how well it is known.
+class RecoveredCategorical(OneHotCategorical, PyroSite):
+    """A torch ``OneHotCategorical`` that says how well it is known; Pyro enumerates it as its own.
 
     Args:
         probs, logits: as for ``OneHotCategorical``.
@@ -112,7 +113,7 @@ class Relaxation(PyroSite):
 
     has_rsample = True
 
-    @property
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
     def support(self) -> constraints.Constraint:
         return simplex
 
@@ -318,7 +319,7 @@ class Relaxation(PyroSite):
         return torch.where(safe < tiny, safe.detach(), safe).log(), inside
 
 
-class _Normal(Normal):
+class _Normal(Normal, PyroSite):
     """torch's Normal, with noise that `torch.func.vmap` can draw."""
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -327,6 +328,10 @@ class _Normal(Normal):
     def noise(self, sample_shape: Sequence[int]) -> Tensor:
         shape = (*sample_shape, *self.loc.shape)
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+class _Independent(Independent, PyroSite):  # type: ignore[type-arg]
+    """torch's Independent, which Pyro's reparameterizations take as the base of a site."""
 
 
 class IGR(Relaxation, TransformedDistribution):
@@ -377,7 +382,7 @@ class IGR(Relaxation, TransformedDistribution):
         if _checks.enabled(validate_args):
             _checks.between("loc", loc, -torch.inf, torch.inf, "finite values")
             _checks.between("scale", scale, 0.0, torch.inf, "positive finite values")
-        base = Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        base = _Independent(_Normal(loc, scale, validate_args=False), 1, validate_args=False)
         self._set_up(base, transform, validate_args)
 
     @classmethod
@@ -449,8 +454,18 @@ class IGR(Relaxation, TransformedDistribution):
             self.arg_constraints = {}
         # Values were checked above, with messages of our own.
         event = torch.Size((n + 1,))
-        Distribution.__init__(self, batch, event, validate_args=False)
+        PyroSite.__init__(self, batch, event, validate_args=False)
         self._validate_args = _checks.enabled(validate_args)
+
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """What the map reaches from the support of the base; the simplex where that is all of it."""
+        if self.allowed is not None:
+            return face(self.allowed)
+        transform, base = self.transform, _support(self.base_dist)
+        if not is_real(base):
+            transform = Compose([biject_to(base), transform])
+        return simplex if transform.onto else image(transform)
 
     @property
     def _gaussian(self) -> _Normal:
@@ -893,12 +908,20 @@ class GumbelSoftmax(Relaxation):
         """Which categories are allowed, ``(*batch, K)``."""
         return self.logits > -torch.inf
 
+    @constraints.dependent_property(is_discrete=False, event_dim=1)
+    def support(self) -> constraints.Constraint:
+        """The simplex, or the face of it where some categories are ruled out."""
+        allowed = self.allowed
+        if _checks.values_can_be_read(allowed) and bool(allowed.all()):
+            return simplex
+        return face(allowed)
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GumbelSoftmax:
         new = self._new(_instance)
         batch_shape = torch.Size(batch_shape)
         new.temperature = self.temperature
         new.logits = self.logits.expand(*batch_shape, -1)
-        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        PyroSite.__init__(new, batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

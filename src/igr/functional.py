@@ -429,7 +429,7 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: in
 def log_vertex_interpolation_inverse(
     log_z: Tensor, temperature: float | Tensor, dim: int = -1
 ) -> Tensor:
-    r"""Inverse of `log_vertex_interpolation`; NaN for a point outside its image.
+    r"""Inverse of `log_vertex_interpolation`; finite and without meaning for a point outside its image.
 
     >>> log_w = torch.tensor([0.6, 0.3, 0.1]).log()
     >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
@@ -440,7 +440,9 @@ def log_vertex_interpolation_inverse(
     log_w = log_z - lift(log(temperature), dim)
     # What the others leave: the vertex's own weight, less 1 - temperature, would lose digits.
     others = torch.where(at_vertex, -torch.inf, log_w).exp().sum(dim, keepdim=True)
-    return torch.where(at_vertex, torch.log1p(-others), log_w)
+    # Where rounding took all that they leave, it is the least that a sum can miss.
+    left = torch.log1p(-others.clamp_max(1 - torch.finfo(log_z.dtype).eps))
+    return torch.where(at_vertex, left, log_w)
 
 
 def nearest_vertex(log_w: Tensor, dim: int = -1) -> Tensor:

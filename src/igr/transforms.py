@@ -22,12 +22,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
+from torch.distributions.constraint_registry import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import ComposeTransform, Transform
 
 from igr import _checks, functional
-from igr.constraints import corner, simplex
+from igr.constraints import corner, face, simplex
 
 __all__ = [
     "Close",
@@ -41,12 +42,13 @@ __all__ = [
 ]
 
 _REAL = constraints.real_vector
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _NOTHING = -1e30  # the logarithm of no weight at all, finite so that gradients stay so
 
 
 def _is_simplex(constraint: Constraint) -> bool:
     # By type: a copied or unpickled transform may carry a copy.
-    return isinstance(constraint, (type(simplex), type(constraints.simplex)))
+    return isinstance(constraint, (type(simplex), type(constraints.simplex), face))
 
 
 def is_real(constraint: Constraint) -> bool:
@@ -108,6 +110,8 @@ class StableTransform(Transform):
     """
 
     bijective = True
+    # Whether it reaches all of its codomain.
+    onto = True
     parameter_names: tuple[str, ...] = ()
     vector_names: tuple[str, ...] = (
         "allowed",
@@ -329,7 +333,9 @@ class StickBreaking(StableTransform):
         return None if self.allowed is None else functional.stick_breaking_active(self.allowed)
 
     def inverse_stable(self, y: Tensor) -> Tensor:
-        return functional.log_stick_breaking_inverse(y)
+        x = functional.log_stick_breaking_inverse(y)
+        # What stands where nothing is broken off is arbitrary, but finite.
+        return x if self.active is None else torch.where(self.active, x, 0.0)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         if self.allowed is not None:
@@ -375,6 +381,7 @@ class VertexInterpolation(StableTransform):
 
     domain = corner
     codomain = corner
+    onto = False
     parameter_names = ("temperature",)
 
     def __init__(self, temperature: float | Tensor) -> None:
@@ -399,11 +406,19 @@ class VertexInterpolation(StableTransform):
     def image(self, y: Tensor) -> Tensor:
         # What it comes from must lie in the corner, and have this vertex as its nearest.
         at_vertex = functional.nearest_vertex(y)[..., :-1]
-        log_w = self.inverse_stable(y)
-        first, last = log_w[..., :-1].exp(), log_w[..., -1]
-        slack = 8 * torch.finfo(y.dtype).eps
+        w = self.inverse_stable(y).exp()
+        first, slack = w[..., :-1], 8 * torch.finfo(y.dtype).eps
         nearest = torch.where(at_vertex, first > 0.5 - slack, first < 0.5 + slack)
-        return nearest.all(-1) & (last > -torch.inf)
+        return nearest.all(-1) & (w.sum(-1) < 1 + slack * (1 + w.shape[-1] / 8))
+
+    def stand_in(self, y: Tensor) -> Tensor:
+        # What comes near them: the vertex keeps its half at least, and the others share the rest.
+        at_vertex = functional.nearest_vertex(y)[..., :-1]
+        w = self.inverse_stable(y.detach())[..., :-1].exp()
+        own = torch.where(at_vertex, w.clamp_min(0.5 + torch.finfo(w.dtype).eps), 0.0)
+        others = torch.where(at_vertex, 0.0, w.clamp_max(0.5))
+        w = own + _within(others, 1 - own.sum(-1, keepdim=True))
+        return self.forward_stable(_to_stable(corner, w))
 
     def hard_scores(self, y: Tensor) -> Tensor:
         return F.pad(y[..., :-1], (0, 1), value=math.log(0.5))
@@ -480,11 +495,14 @@ class _Plain(StableTransform):
     def codomain(self) -> Constraint:  # type: ignore[override]
         return simplex if _is_simplex(self.transform.codomain) else _REAL
 
+    @property
+    def onto(self) -> bool:  # type: ignore[override]
+        return _is_simplex(self.transform.codomain) or is_real(self.transform.codomain)
+
     def image(self, y: Tensor) -> Tensor | None:
-        codomain = self.transform.codomain
-        if _is_simplex(codomain) or is_real(codomain):
+        if self.onto:
             return None
-        inside = satisfied(codomain, y)
+        inside = satisfied(self.transform.codomain, y)
         # The ends of an interval, say, which rounding may bring about, come from no number.
         with torch.no_grad():
             x = self.transform.inv(torch.where(inside.unsqueeze(-1), y, self.stand_in(y)))
@@ -563,6 +581,14 @@ class Compose(ComposeTransform):
         """The coordinates of R^(K-1) that the result depends on; None where it depends on all."""
         return self._stable[0].active
 
+    @property
+    def onto(self) -> bool:
+        """Whether the composition reaches all of its codomain, for all that is known of its parts."""
+        parts = self._stable
+        # What takes the corner for a part of R^(K-1) never sees the rest.
+        kept = (a.codomain is b.domain for a, b in zip(parts, parts[1:], strict=False))
+        return all(kept) and all(part.onto for part in parts)
+
     def _enter(self, i: int, x: Tensor) -> Tensor:
         """What part i - 1 gives, in the stable form that part i takes."""
         given, taken = self._stable[i - 1].codomain, self._stable[i].domain
@@ -607,8 +633,7 @@ class Compose(ComposeTransform):
             total = total + part.log_det(x, y)
             if i and self._stable[i - 1].codomain is corner and part.domain is not corner:
                 mask = corner.check(x)
-                centre = torch.full_like(x, 1 / (x.shape[-1] + 1))
-                inside, x = inside & mask, torch.where(mask.unsqueeze(-1), x, centre)
+                inside, x = inside & mask, torch.where(mask.unsqueeze(-1), x, _within(x))
                 y = _to_stable(corner, x)
             else:
                 y = x
@@ -646,3 +671,48 @@ class Compose(ComposeTransform):
 
     def __repr__(self) -> str:
         return f"Compose([{', '.join(map(repr, self.parts))}])"
+
+
+class _OntoFace(StableTransform):
+    """Stick-breaking over the allowed categories; coordinates that break nothing count as standard normal."""
+
+    domain = _REAL
+    parameter_names = ("allowed",)
+
+    def __init__(self, constraint: Any) -> None:
+        super().__init__()
+        self.codomain = constraint
+        self.allowed = constraint.allowed
+
+    @property
+    def active(self) -> Tensor:
+        return functional.stick_breaking_active(self.allowed)
+
+    def forward_stable(self, x: Tensor) -> Tensor:
+        return functional.log_stick_breaking(x, allowed=self.allowed)
+
+    def inverse_stable(self, y: Tensor) -> Tensor:
+        y = y.clamp_min(math.log(torch.finfo(y.dtype).tiny)).masked_fill(~self.allowed, _NOTHING)
+        return torch.where(self.active, functional.log_stick_breaking_inverse(y), 0.0)
+
+    def log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        unused = torch.where(self.active, 0.0, -0.5 * x * x - _HALF_LOG_2PI)
+        return y.masked_fill(~self.allowed, 0.0).sum(-1) + unused.sum(-1)
+
+
+biject_to.register(face, _OntoFace)
+transform_to.register(face, _OntoFace)
+
+
+@biject_to.register(corner)
+@transform_to.register(corner)
+def _onto_corner(constraint: Constraint) -> Transform:
+    return StickBreaking()
+
+
+def _within(w: Tensor, total: float | Tensor = 1.0) -> Tensor:
+    """Positive weights near w, whose sum is below a total; constants."""
+    info = torch.finfo(w.dtype)
+    w = w.detach().clamp_min(info.tiny)
+    most = total - (8 + w.shape[-1]) * info.eps
+    return w * (most / w.sum(-1, keepdim=True)).clamp_max(1.0)
