@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from igr import _checks, functional
 
-__all__ = ["Recovered", "argmax_log_probs", "log_normal_cdf", "monte_carlo_probs"]
+__all__ = ["Recovered", "argmax_log_probs", "log_normal_cdf", "monte_carlo_probs", "uniform_loc"]
 
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_PI = 0.5 * math.log(math.pi)
@@ -492,3 +492,18 @@ def monte_carlo_probs(
     probs = (seen + pseudo_count) / (num_samples + pseudo_count * seen.shape[-1])
     smoothed = (seen + 0.5) / (num_samples + 1)
     return Recovered(probs, torch.sqrt(smoothed * (1 - smoothed) / num_samples))
+
+
+def uniform_loc(num_categories: int) -> float:
+    r"""The location, the same for all K-1 and with scale 1, at which all K categories of IGR-I are equally probable.
+
+    With equal locations m the last one has probability :math:`\Phi(-m)^{K-1}` (Prop. 2), so
+
+    .. math:: m = -\Phi^{-1}\big(K^{-1/(K-1)}\big)
+
+    >>> round(uniform_loc(10), 4)
+    -0.753
+    """
+    n = num_categories - 1
+    p = torch.tensor(num_categories ** (-1 / n), dtype=torch.float64)
+    return -torch.special.ndtri(p).item()

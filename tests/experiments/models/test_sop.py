@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from igr.experiments.models import families
+from igr.experiments.models.gaussian import StickBreakingFamily
+from igr.experiments.models.planar import PlanarFamily
 from igr.experiments.models.sop import StackedSOP
 from igr.experiments.streams import stream
 from igr.experiments.training.config import RunConfig
@@ -45,14 +47,14 @@ def probability_of_one(model: StackedSOP, layer: int, inputs: torch.Tensor) -> t
     if parameters.shape[-2] == 2 and family.noise_per_variable == 2:  # Gumbel-Softmax: two logits
         return torch.softmax(parameters, -2)[..., 0, :]
     loc, log_scale = parameters.unbind(-2)
-    if isinstance(family, families.StickBreakingFamily):
+    if isinstance(family, StickBreakingFamily):
         return torch.ones_like(loc)
-    if isinstance(family, families.PlanarFamily):
+    if isinstance(family, PlanarFamily):
         # A planar flow of one number is increasing: y > 0 where the noise exceeds the flow's zero, found by bisection.
         low, high = torch.full_like(loc, -50.0), torch.full_like(loc, 50.0)
         for _ in range(80):
             middle = (low + high) / 2
-            above = families._through(family.flows, middle.unsqueeze(-2))[0].squeeze(-2) > 0
+            above = family.categories_of(middle.unsqueeze(-2)) == 0
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return torch.special.ndtr((loc - low) / log_scale.exp())
     return torch.special.ndtr(loc / log_scale.exp())

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from igr.distributions import Relaxation
 
-__all__ = ["Family", "gaussian_sample", "tempered_softmax", "winner"]
+__all__ = ["Family", "winner"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,13 @@ class Family(ABC):
     """A relaxed categorical posterior with its prior, over N variables of K categories.
 
     Source: paper, sections 2.2 and 3. ``parameters`` below are the posterior's, ``(R, B, P, N)`` with P =
-    `outputs_per_variable`; ``temperature`` broadcasts against them.
+    `outputs_per_variable`; ``temperature`` ``(R, 1, 1)`` broadcasts against the variables.
     """
+
+    has_scale: ClassVar[bool]
+    """Whether the network gives a location and a scale, rather than logits."""
+    is_exact: ClassVar[bool]
+    """Whether the recovered categorical is known exactly, and with a gradient."""
 
     num_categories: int
     prior_temperature: float
@@ -92,78 +97,6 @@ class Family(ABC):
     @abstractmethod
     def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
         """KL(q || p) of the relaxation for each image, ``(R, B)``: exact if there is a closed form."""
-
-
-class _GaussianSample(torch.autograd.Function):
-    """y = loc + scale * noise and KL(N(loc, scale) || N(prior_loc, 1)), see `gaussian_sample`."""
-
-    @staticmethod
-    def forward(
-        ctx, parameters: Tensor, noise: Tensor, prior_loc: Tensor | float, sticking: bool
-    ) -> tuple[Tensor, Tensor]:
-        # At this size an operation takes as long as its work, and its kind as long again where it is the first.
-        size = noise.shape[-2]
-        loc, log_scale = parameters.narrow(-2, 0, size), parameters.narrow(-2, size, size)
-        scale = log_scale.exp()
-        y = torch.addcmul(loc, scale, noise)
-        distance = (y if sticking else loc) - prior_loc
-        minus_kl = torch.addcmul(log_scale, distance, distance, value=-0.5)
-        if sticking:
-            minus_kl = torch.addcmul(minus_kl, noise, noise, value=0.5)
-            kl = -minus_kl.sum((-2, -1))
-        else:
-            minus_kl = torch.addcmul(minus_kl, scale, scale, value=-0.5)
-            kl = -0.5 * noise[0, 0].numel() - minus_kl.sum((-2, -1))
-        ctx.save_for_backward(noise, scale, distance)
-        ctx.sticking = sticking
-        return y, kl
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_y: Tensor, grad_kl: Tensor) -> tuple[Tensor, None, None, None]:
-        noise, scale, distance = ctx.saved_tensors
-        grad_kl = grad_kl[..., None, None]
-        if ctx.sticking:
-            grad_loc = torch.addcmul(grad_y, distance - noise / scale, grad_kl)
-            grad_log_scale = grad_loc * noise * scale
-        else:
-            grad_loc = torch.addcmul(grad_y, distance, grad_kl)
-            grad_scale = torch.addcmul(grad_y * noise, scale, grad_kl)
-            grad_log_scale = grad_scale.mul_(scale).sub_(grad_kl)
-        return torch.cat([grad_loc, grad_log_scale], -2), None, None, None
-
-
-def gaussian_sample(
-    parameters: Tensor, noise: Tensor, prior_loc: Tensor | float, sticking: bool
-) -> tuple[Tensor, Tensor]:
-    r"""Gaussian y ``(R, B, K-1, N)`` and its KL from :math:`\mathcal N(m, 1)` for each image, ``(R, B)``.
-
-    With `sticking`, the KL is :math:`\log q(y) - \log p(y)` of this one y, the parameters inside log q detached, so
-    that only the path through y carries a gradient (Roeder et al. 2017); else the closed form (13).
-    """
-    batch = noise.shape[:2]
-    if parameters.shape[:2] != batch:
-        parameters = parameters.expand(*batch, -1, -1)
-    if not torch.compiler.is_compiling():
-        return _GaussianSample.apply(parameters, noise, prior_loc, sticking)
-    loc, log_scale = parameters.chunk(2, dim=-2)
-    y = torch.addcmul(loc, log_scale.exp(), noise)
-    if sticking:
-        loc, log_scale = loc.detach(), log_scale.detach()
-        log_q = -0.5 * ((y - loc) * (-log_scale).exp()).square() - log_scale
-        kl = log_q + 0.5 * (y - prior_loc).square()
-    else:
-        kl = 0.5 * ((loc - prior_loc).square() + (2 * log_scale).exp() - 1) - log_scale
-    return y, kl.sum((-2, -1))
-
-
-def tempered_softmax(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of logits / temperature along the categories, the last axis but one."""
-    if not torch.compiler.is_compiling():
-        return torch.softmax(logits / temperature, dim=-2)
-    # This way round no code is made for temperatures below zero, which takes longer than the softmax.
-    z = ((logits - logits.detach().amax(-2, keepdim=True)) / temperature).exp()
-    return z / z.sum(-2, keepdim=True)
 
 
 def winner(scores: Tensor) -> Tensor:

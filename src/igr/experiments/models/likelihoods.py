@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from igr.functional import gaussian_log_prob
 
 __all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood"]
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-_CACHED = 2**18  # numbers; some tensors of so many fit into a core's cache
 
 
 class Likelihood(ABC):
@@ -45,9 +42,8 @@ class Bernoulli(Likelihood):
     outputs_per_pixel = 1
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return _BernoulliLogProb.apply(outputs, x)
-        return _log_prob_for_compilers(outputs, x)
+        # Beyond the threshold softplus is the identity: at torch's own, 20, that is seen in float64.
+        return torch.linalg.vecdot(outputs, x) - F.softplus(outputs, threshold=40).sum(-1)
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         on = torch.bmm(outputs, x.unsqueeze(-1)).squeeze(-1)
@@ -59,91 +55,6 @@ class Bernoulli(Likelihood):
 
     def mean(self, outputs: Tensor) -> Tensor:
         return torch.sigmoid(outputs)
-
-
-def _run_by_run(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The runs of a stack that a core's cache does not hold one after the other, so that each stays in it."""
-    first = tensors[0]
-    if first.numel() <= _CACHED or first.is_cuda:
-        return [tensors]
-    if first.dim() < 3 or any(len(x) != len(first) for x in tensors):
-        return [tensors]
-    return zip(*(x.split(1) for x in tensors), strict=True)
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """sum_d x_d l_d - softplus(l_d), with its gradient x - sigmoid(l) in three passes over l, not six."""
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        found = [
-            torch.linalg.vecdot(some, l) - _softplus(l).sum(-1)
-            for l, some in _run_by_run(logits, x)
-        ]
-        return found[0] if len(found) == 1 else torch.cat(found)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        logits, x = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return (x - torch.sigmoid(logits)) * grad.unsqueeze(-1), None
-        grad_logits = torch.empty_like(logits)
-        for out, l, some, g in _run_by_run(grad_logits, logits, x, grad.unsqueeze(-1)):
-            torch.sigmoid(l, out=out)
-            torch.sub(some, out, out=out).mul_(g)
-        return grad_logits, None
-
-
-def _log_prob_for_compilers(logits: Tensor, x: Tensor) -> Tensor:
-    """The same, with one exponential for value and gradient, and one logarithm for four pixels.
-
-    Compiled exponentials and logarithms take several times as long as torch's own. In float32 and float64.
-    """
-    l = logits.detach()
-    # Beyond this, log(1 + e^l) is l to the last digit, and products of four stay far from overflow.
-    limit = 1 - math.log(torch.finfo(l.dtype).eps)
-    power = l.clamp_max(limit).exp()
-    one_more = product = 1 + power
-    for _ in range(2):
-        if product.shape[-1] % 2 == 0:
-            first, second = product.chunk(2, dim=-1)
-            product = first * second
-    # What is added is zero, and has the gradient x - sigmoid(l).
-    gradient = (x - power / one_more) * (logits - l)
-    linear = x * l - (l - limit).clamp_min(0)
-    return (linear + gradient).sum(-1) - product.log().sum(-1)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) in half the time of torch's; its error is at most a rounding of 1 or of x."""
-    # Where e^x would overflow, x itself is log(1 + e^x) to the last digit; to look is quicker than to provide for it.
-    limit = 0.9 * math.log(torch.finfo(x.dtype).max)
-    if x.is_cpu and x.amax().item() <= limit:
-        return x.exp().add_(1).log_()
-    y = x.clamp_max(limit).exp_().add_(1).log_()
-    return torch.maximum(y, x, out=y)
-
-
-class _GaussianLogProb(torch.autograd.Function):
-    """sum_d log N(x_d | sigmoid(a_d), floor + softplus(b_d)) of (a, b), less its constant, with its gradient."""
-
-    @staticmethod
-    def forward(ctx, outputs: Tensor, x: Tensor, floor: float) -> Tensor:
-        a, b = outputs.chunk(2, dim=-1)
-        mean, scale = torch.sigmoid(a), F.softplus(b).add_(floor)
-        residual = (x - mean).div_(scale)
-        ctx.save_for_backward(mean, scale, residual, b)
-        return -0.5 * torch.linalg.vecdot(residual, residual) - scale.log().sum(-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        mean, scale, residual, b = ctx.saved_tensors
-        weight = grad.unsqueeze(-1) / scale
-        grad_a = residual * weight * (mean - mean * mean)
-        grad_b = torch.addcmul(-weight, residual.square(), weight).mul_(torch.sigmoid(b))
-        return torch.cat([grad_a, grad_b], -1), None, None
 
 
 @dataclass(frozen=True)
@@ -168,19 +79,14 @@ class Gaussian(Likelihood):
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         outputs = F.elu(outputs) if self.elu else outputs
-        constant = x.shape[-1] * _HALF_LOG_2PI
-        if not torch.compiler.is_compiling():
-            return _GaussianLogProb.apply(outputs, x, self.floor) - constant
         a, b = outputs.chunk(2, dim=-1)
-        scale = F.softplus(b) + self.floor
-        residual = (x - torch.sigmoid(a)) / scale
-        return -(0.5 * residual.square() + scale.log()).sum(-1) - constant
+        return gaussian_log_prob(x, torch.sigmoid(a), F.softplus(b) + self.floor)
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         a, b = (F.elu_(outputs) if self.elu else outputs).chunk(2, dim=-1)
         scale = F.softplus(b).add_(self.floor)
         residual = a.sigmoid_().sub_(x.unsqueeze(1)).div_(scale).square_().sum(-1)
-        return -0.5 * residual - scale.log_().sum(-1) - x.shape[-1] * _HALF_LOG_2PI
+        return -0.5 * residual - scale.log_().sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
     def mean(self, outputs: Tensor) -> Tensor:
         a = outputs.chunk(2, dim=-1)[0]

@@ -41,7 +41,7 @@ class StackedSOP(StackedModel):
         self.num_pixels, self.num_variables = num_pixels, num_variables
         self.tensors = tensors
         self.temperatures = temperatures
-        self.temperature = temperatures.view(-1, 1, 1, 1)
+        self.temperature = temperatures.view(-1, 1, 1)
         self.maps = [(tensors[f"{name}.0.weight"], tensors[f"{name}.0.bias"]) for name in _LAYERS]
         self.units = [
             family.bind(

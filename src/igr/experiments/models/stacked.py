@@ -29,7 +29,7 @@ class StackedModel(ABC):
     temperatures: Tensor
     """One for each run, ``(R,)``."""
     temperature: Tensor
-    """The same, ``(R, 1, 1, 1)``."""
+    """The same, ``(R, 1, 1)``."""
 
     @property
     @abstractmethod

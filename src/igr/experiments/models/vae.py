@@ -40,7 +40,7 @@ class StackedVAE(StackedModel):
         self.num_pixels, self.num_variables, self.hidden = num_pixels, num_variables, tuple(hidden)
         self.tensors = tensors
         self.temperatures = temperatures
-        self.temperature = temperatures.view(-1, 1, 1, 1)
+        self.temperature = temperatures.view(-1, 1, 1)
         depth = len(self.hidden) + 1
         self.encoder, self.decoder = (
             [(tensors[f"{part}.{i}.weight"], tensors[f"{part}.{i}.bias"]) for i in range(depth)]

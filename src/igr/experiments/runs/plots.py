@@ -130,7 +130,7 @@ def _(
     shown = images[:12]
     parameters = model.encode(shown.unsqueeze(0))
     generator = stream(seed, "recovery")
-    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
+    log_q = family.discrete_log_probs(parameters, model.temperature, generator).squeeze(0)
     drawn = draw_categories(log_q, 2, stream(seed, "pictures"))
     decode = model.category_decoder()
     rebuilt = [model.likelihood.mean(decode(drawn[:, i])) for i in range(2)]

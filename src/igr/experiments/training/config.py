@@ -146,14 +146,17 @@ class RunConfig(_Shared):
     def __post_init__(self) -> None:
         self.check()
         check_choice("family", self.family, families.FAMILIES)
-        if self.estimator in ESTIMATORS and self.family not in families.DIFFERENTIABLE:
+        family = families.FAMILIES[self.family]
+        if self.estimator in ESTIMATORS and not family.is_exact:
+            exact = [name for name, each in families.FAMILIES.items() if each.is_exact]
             raise ConfigError(
                 f"estimator: {self.estimator} needs the gradient of the categories' probabilities, which the families"
-                f" {', '.join(families.DIFFERENTIABLE)} have, and {self.family} has not"
+                f" {', '.join(exact)} have, and {self.family} has not"
             )
-        if self.unit_scale and self.family not in families.GAUSSIAN:
+        if self.unit_scale and not family.has_scale:
+            scaled = [name for name, each in families.FAMILIES.items() if each.has_scale]
             raise ConfigError(
-                f"unit-scale: {self.family} has no scale to hold; it is for {', '.join(families.GAUSSIAN)}"
+                f"unit-scale: {self.family} has no scale to hold; it is for {', '.join(scaled)}"
             )
         check_positive("temperature", self.temperature)
         check_count("seed", self.seed, least=0)

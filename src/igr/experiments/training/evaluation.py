@@ -11,6 +11,7 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 import igr
 from igr.experiments.models.sop import StackedSOP
@@ -130,12 +131,12 @@ def _(
     family, N = model.family, model.num_variables
     parameters = model.encode(images.unsqueeze(0))
     generator = stream(seed, "recovery", device=images.device)
-    log_q = family.discrete_log_probs(parameters, model.temperature[..., 0], generator).squeeze(0)
+    log_q = family.discrete_log_probs(parameters, model.temperature, generator).squeeze(0)
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(stream(seed, "kl", first).initial_seed())
-        relaxed_kl = family.kl(parameters, model.temperature[..., 0], kl_samples).squeeze(0)
+        relaxed_kl = family.kl(parameters, model.temperature, kl_samples).squeeze(0)
     log_prior = torch.tensor(-N * math.log(family.num_categories), device=images.device)
-    kl = (log_q.exp() * log_q).nan_to_num_(0.0).sum((-2, -1)) - log_prior
+    kl = -Categorical(logits=log_q, validate_args=False).entropy().sum(-1) - log_prior
 
     cdf = cumulative(log_q)
     decode, largest = model.category_decoder(), model.largest_output()

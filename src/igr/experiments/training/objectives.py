@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import OneHotCategorical
 
 from igr import estimators
 from igr.estimators import Estimator
@@ -210,7 +209,7 @@ class Estimated(Objective):
 
     def _terms(self, model: StackedVAE, estimator: Estimator, x: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood, with the estimated gradient behind it, and KL of a stack of one."""
-        q = model.family.distribution(model.encode(x), model.temperature[..., 0])
+        q = model.family.distribution(model.encode(x), model.temperature)
         discrete = q.discrete()
 
         def loss(z: Tensor) -> Tensor:
@@ -222,11 +221,5 @@ class Estimated(Objective):
         # The probabilities are at hand, for the KL.
         on_discrete = estimator.needs is estimators.Needs.PROBABILITIES
         value = estimator(discrete if on_discrete else q, loss)
-        return -value, uniform_kl(discrete).sum(-1)
-
-
-def uniform_kl(q: OneHotCategorical) -> Tensor:
-    """KL from categoricals to the uniform distribution over their K categories, for each."""
-    logits = q.logits
-    finite = logits.clamp_min(torch.finfo(logits.dtype).min)
-    return (logits.exp() * finite).sum(-1) + math.log(logits.shape[-1])
+        kl = math.log(model.family.num_categories) - discrete.entropy()  # to the uniform prior
+        return -value, kl.sum(-1)

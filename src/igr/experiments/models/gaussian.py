@@ -1,0 +1,189 @@
+"""Families that map Gaussian noise onto the simplex: IGR-I, and both ways of breaking a stick."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import igr
+from igr import functional
+from igr.discrete import uniform_loc
+from igr.experiments.models.family import Family, winner
+
+__all__ = [
+    "GaussianFamily",
+    "SharpStickBreakingFamily",
+    "SoftmaxIGRFamily",
+    "StickBreakingFamily",
+]
+
+_DRAWS = 1000  # of each image's code, to estimate its recovered distribution
+_ADDED = 1e-6  # to each frequency, so that no category is ruled out
+_AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes
+
+
+@lru_cache(maxsize=32)
+def _matched(form: Any, num_categories: int, reached: int) -> tuple[float, ...]:
+    """Locations at scale 1 for which the first `reached` categories of hard samples are equally frequent."""
+    target = torch.zeros(num_categories, dtype=torch.float64)
+    target[:reached] = 1 / reached
+    return tuple(igr.match(target, form, temperature=1.0).loc.tolist())
+
+
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant ``(K-1, 1)``."""
+    return torch.tensor(values, dtype=dtype, device=device).unsqueeze(-1)
+
+
+_kept_column = lru_cache(maxsize=32)(_column)
+
+
+@dataclass(frozen=True)
+class GaussianFamily(Family):
+    r"""Gaussian noise through a map onto the simplex. Abstract.
+
+    The prior has scale 1 and the locations at which its hard samples are uniform (Prop. 2, or its like). It shares map
+    and temperature with the posterior, so that the KL is that of the Gaussians (13).
+    """
+
+    has_scale = True
+    is_exact = False
+    form: ClassVar[Any]
+    """The public distribution, a subclass of `igr.IGR`."""
+    last: ClassVar[bool] = True
+    """Whether the last category can be recovered."""
+
+    prior_loc: tuple[float, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prior_loc", self._uniform())
+
+    def _uniform(self) -> tuple[float, ...]:
+        """Locations of the prior: those of a uniform distribution over what can be recovered."""
+        K = self.num_categories
+        return _matched(self.form, K, K if self.last else K - 1)
+
+    @property
+    def outputs_per_variable(self) -> int:
+        return 2 * (self.num_categories - 1)
+
+    @property
+    def noise_per_variable(self) -> int:
+        return self.num_categories - 1
+
+    def fill_noise(self, out: Tensor, generator: torch.Generator) -> None:
+        out.normal_(generator=generator)
+
+    @abstractmethod
+    def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
+        """The map: z ``(..., K, N)`` of Gaussian y ``(..., K-1, N)``."""
+
+    @abstractmethod
+    def categories_of(self, y: Tensor) -> Tensor:
+        """The category ``(..., N)`` that y stands for as the temperature goes to 0."""
+
+    def loc_and_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """The Gaussian's parameters, ``(..., K-1, N)`` each."""
+        loc, log_scale = parameters.chunk(2, dim=-2)
+        return loc, log_scale.exp()
+
+    def prior_loc_like(self, x: Tensor) -> Tensor:
+        """Locations of the prior, ``(K-1, 1)``."""
+        # Kept where it is used, so that no step copies it to a device; a compiler has constants of its own.
+        column = _column if torch.compiler.is_compiling() else _kept_column
+        return column(self.prior_loc, x.dtype, x.device)
+
+    def sample_and_kl(
+        self, parameters: Tensor, noise: Tensor, temperature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        loc, scale = self.loc_and_scale(parameters)
+        y, prior_loc = torch.addcmul(loc, scale, noise), self.prior_loc_like(loc)
+        if self.sticking_the_landing:
+            log_q = functional.gaussian_log_prob(y, loc.detach(), scale.detach(), dim=-2)
+            kl = log_q - functional.gaussian_log_prob(y, prior_loc, dim=-2)
+        else:
+            kl = functional.gaussian_kl(loc, scale, prior_loc, dim=-2)
+        return self.relax(y, temperature), kl.sum(-1)
+
+    def categories(self, parameters: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
+        return self.categories_of(torch.addcmul(*self.loc_and_scale(parameters), noise))
+
+    def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.IGR:
+        loc, scale = self.loc_and_scale(parameters)
+        return self.form(loc.mT, scale.mT, temperature, validate_args=False)
+
+    def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
+        loc, scale = self.loc_and_scale(parameters)
+        return functional.gaussian_kl(loc, scale, self.prior_loc_like(loc), dim=-2).sum(-1)
+
+    def discrete_log_probs(
+        self, parameters: Tensor, temperature: Tensor | float, generator: torch.Generator
+    ) -> Tensor:
+        """Exact, or by 1,000 draws, the same noise for every image, 1e-6 added to each frequency."""
+        if self.is_exact:
+            return super().discrete_log_probs(parameters, temperature, generator)
+        loc, scale = self.loc_and_scale(parameters)
+        noise = torch.empty(_DRAWS, 1, 1, *loc.shape[-2:], dtype=loc.dtype, device=loc.device)
+        self.fill_noise(noise, generator)
+        counts = torch.zeros_like(loc[..., 0, :, None].expand(-1, -1, -1, self.num_categories))
+        one = torch.ones_like(counts[..., :1])
+        for some in noise.split(max(1, _AT_ONCE // loc.numel())):
+            drawn = self.categories_of(torch.addcmul(loc, scale, some)).movedim(0, -1)
+            counts.scatter_add_(-1, drawn, one.expand(drawn.shape))
+        weights = counts / _DRAWS + _ADDED
+        return (weights / weights.sum(-1, keepdim=True)).log()
+
+
+@dataclass(frozen=True)
+class SoftmaxIGRFamily(GaussianFamily):
+    """IGR-I: the softmax++ (15)."""
+
+    form = igr.SoftmaxIGR
+    is_exact = True
+
+    def _uniform(self) -> tuple[float, ...]:
+        n = self.num_categories - 1
+        return (uniform_loc(n + 1),) * n
+
+    def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
+        return functional.softmax_plus_plus(y, temperature, dim=-2)
+
+    def categories_of(self, y: Tensor) -> Tensor:
+        return winner(F.pad(y, (0, 0, 0, 1)))
+
+
+@dataclass(frozen=True)
+class StickBreakingFamily(GaussianFamily):
+    """IGR-SB: stick-breaking, then the softmax++ (18).
+
+    Every weight of the stick is positive, so the last category is never recovered (erratum E5): the prior's hard
+    samples are uniform over the K-1 others.
+    """
+
+    form = igr.StickBreakingIGR
+    last = False
+
+    def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
+        return functional.stick_breaking_softmax_plus_plus(y, temperature, dim=-2)
+
+    def categories_of(self, y: Tensor) -> Tensor:
+        return winner(functional.log_stick_breaking(y, dim=-2)[..., :-1, :])
+
+
+@dataclass(frozen=True)
+class SharpStickBreakingFamily(GaussianFamily):
+    """IGR-SB mended: stick-breaking, then all K weights sharpened; at K = 2 it is IGR-I."""
+
+    form = igr.SharpStickBreakingIGR
+
+    def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
+        return functional.sharp_stick_breaking(y, temperature, dim=-2)
+
+    def categories_of(self, y: Tensor) -> Tensor:
+        return winner(functional.log_stick_breaking(y, dim=-2))
