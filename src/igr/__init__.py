@@ -12,6 +12,13 @@ from igr.distributions import (
     SoftmaxIGR,
     StickBreakingIGR,
 )
+from igr.functional import (
+    gumbel_softmax,
+    igr_softmax,
+    planar_igr_softmax,
+    sharp_stick_breaking_igr_softmax,
+    stick_breaking_igr_softmax,
+)
 from igr.kl import kl_divergence, monte_carlo_kl, plug_in_kl
 from igr.objectives import elbo, importance_weighted_bound, released_estimate
 from igr.priors import match
@@ -49,6 +56,8 @@ __all__ = [
     "elbo",
     "estimators",
     "functional",
+    "gumbel_softmax",
+    "igr_softmax",
     "importance_weighted_bound",
     "kl",
     "kl_divergence",
@@ -56,7 +65,10 @@ __all__ = [
     "monte_carlo_kl",
     "nn",
     "objectives",
+    "planar_igr_softmax",
     "plug_in_kl",
     "priors",
     "released_estimate",
+    "sharp_stick_breaking_igr_softmax",
+    "stick_breaking_igr_softmax",
 ]

@@ -13,17 +13,26 @@ __all__ = [
     "allowed_categories",
     "between",
     "broadcast",
+    "categories",
+    "is_eager",
     "positive",
     "satisfies",
     "values_can_be_read",
 ]
 
 
-def values_can_be_read(*values: float | Tensor) -> bool:
-    """Whether a check may look at values: not where code is traced, under `torch.func.vmap`, or without data."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    return all(_has_data(value) for value in values if isinstance(value, Tensor))
+def is_eager() -> bool:
+    """Whether plain eager mode is at work: no compiler, tracer or dispatch mode (fake tensors, `make_fx`)."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def values_can_be_read(*values: object) -> bool:
+    """Whether a check may look at values: in eager mode, not under `torch.func.vmap`, and not without data."""
+    return is_eager() and all(_has_data(value) for value in values if isinstance(value, Tensor))
 
 
 def _has_data(tensor: Tensor) -> bool:
@@ -73,7 +82,7 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
         if enabled(validate_args):
             between(name, value, 0.0, torch.inf, "positive finite values")
         return value.reshape(()) if value.dim() and value.numel() == 1 else value
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
             raise ValueError(
                 f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
@@ -85,35 +94,61 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
 
 
 def allowed_categories(
-    allowed: Tensor | None, num_categories: int | None = None, validate_args: bool | None = None
+    allowed: Tensor | None,
+    num_categories: int | None = None,
+    validate_args: bool | None = None,
+    dim: int = -1,
 ) -> Tensor | None:
-    """`allowed`, or ValueError unless it is a mask that leaves a category to each element."""
+    """`allowed`, or ValueError unless it is a mask along `dim` that leaves a category to each element."""
     if allowed is None:
         return None
     if not isinstance(allowed, Tensor) or allowed.dtype != torch.bool:
         came = allowed.dtype if isinstance(allowed, Tensor) else type(allowed).__name__
         raise ValueError(f"allowed: expected a boolean tensor, got {came}")
-    wrong = num_categories is not None and allowed.shape[-1:] != (num_categories,)
-    if allowed.dim() < 1 or wrong:
+    wrong = allowed.dim() < -dim or num_categories not in (None, allowed.shape[dim])
+    if wrong:
         expected = "K" if num_categories is None else num_categories
+        where = f"(*batch, {expected})" if dim == -1 else f"with {expected} entries along {dim}"
         raise ValueError(
-            f"allowed: expected shape (*batch, {expected}), one entry for each category, "
-            f"got {tuple(allowed.shape)}"
+            f"allowed: expected shape {where}, one entry for each category, got {tuple(allowed.shape)}"
         )
     if enabled(validate_args):
-        some = allowed.any(-1)
+        some = allowed.any(dim)
         satisfies("allowed", some, some, "at least one allowed category for each element")
     return allowed
 
 
+def categories(name: str, value: Any, dim: Any = -1, shape: str = "(*batch, K-1)") -> int:
+    """`dim` counted from the end, or ValueError unless it is a dimension of a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name}: expected a tensor, got {type(value).__name__}; "
+            "torch.as_tensor makes one of an array or a list"
+        )
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
+    if value.dim() == 0:
+        raise ValueError(f"{name}: expected shape {shape}, got a scalar")
+    if not isinstance(dim, int) or not -value.dim() <= dim < value.dim():
+        raise ValueError(
+            f"dim: expected a dimension of {name}, whose shape is {tuple(value.shape)}, got {dim}"
+        )
+    return dim if dim < 0 else dim - value.dim()
+
+
+def broadcasts(shape: torch.Size, other: torch.Size) -> bool:
+    """Whether two shapes broadcast."""
+    pairs = zip(reversed(shape), reversed(other), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs)
+
+
 def fits_batch(name: str, shape: torch.Size, batch_shape: torch.Size) -> None:
     """Raise ValueError unless a shape broadcasts against the batch shape."""
-    for a, b in zip(reversed(shape), reversed(batch_shape), strict=False):
-        if a != b and 1 not in (a, b):
-            raise ValueError(
-                f"{name}: expected a shape (*sample, *batch, K) whose batch fits {tuple(batch_shape)}, "
-                f"got (*sample, *batch) = {tuple(shape)}"
-            )
+    if not broadcasts(shape, batch_shape):
+        raise ValueError(
+            f"{name}: expected a shape (*sample, *batch, K) whose batch fits {tuple(batch_shape)}, "
+            f"got (*sample, *batch) = {tuple(shape)}"
+        )
 
 
 def broadcast_batch(name: str, batch_shape: torch.Size, shape: torch.Size) -> torch.Size:

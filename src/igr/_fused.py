@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from igr._checks import is_eager
 from igr._exp import exp_nonpositive_
 
 __all__ = ["applies", "gaussian_kl", "igr_softmax"]
@@ -23,7 +24,7 @@ _BLOCK = 2**18  # numbers; a few tensors of so many fit into a core's cache
 
 def applies(loc: Tensor, *others: float | Tensor | None) -> bool:
     """Whether eager mode is at work, and every other tensor has the dtype of `loc` and broadcasts into its shape."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+    if not is_eager() or torch._C._functorch.maybe_current_level() is not None:
         return False
     if torch.autograd.forward_ad._current_level >= 0:
         return False

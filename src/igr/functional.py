@@ -14,6 +14,7 @@ without `dim`.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -51,9 +52,12 @@ __all__ = [
 ]
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """Half precision as float32; anything else as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype in _HALF else x
 
 
 def _full_precision(x: float | Tensor) -> Any:
@@ -61,17 +65,15 @@ def _full_precision(x: float | Tensor) -> Any:
     return full_precision(x) if isinstance(x, Tensor) else x
 
 
+def _like(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """z back in half precision where its parameters had that; else as it is, in what their dtypes promote to."""
+    return z.to(dtype) if dtype in _HALF else z
+
+
 def lift(value: float | Tensor, dim: int = -1) -> float | Tensor:
     """A per-batch value made to broadcast against a shape with the categories along `dim`, counted from the end."""
     # What has no dimension before `dim`, as a scalar, broadcasts as it is, and so leaves the dtype alone.
     return value.unsqueeze(dim) if isinstance(value, Tensor) and value.dim() >= -dim else value
-
-
-def _from_the_end(dim: int, x: Tensor) -> int:
-    """The dimension `dim` of x as a negative number."""
-    if not -x.dim() <= dim < x.dim():
-        raise ValueError(f"dim: expected a dimension of shape {tuple(x.shape)}, got {dim}")
-    return dim if dim < 0 else dim - x.dim()
 
 
 def _first(x: Tensor, dim: int) -> Tensor:
@@ -84,9 +86,41 @@ def _last(x: Tensor, dim: int) -> Tensor:
     return x.narrow(dim, x.shape[dim] - 1, 1)
 
 
-def _mask(allowed: Tensor, dim: int) -> Tensor:
-    """A mask of K entries along `dim`; a vector is the same for the whole batch."""
-    return allowed.reshape(-1, *(1,) * (-dim - 1)) if allowed.dim() == 1 else allowed
+def _mask(allowed: Tensor, num_categories: int, dim: int) -> Tensor:
+    """A mask of K entries along `dim`, checked; a vector is the same for the whole batch."""
+    if isinstance(allowed, Tensor) and allowed.dim() == 1:
+        allowed = allowed.reshape(-1, *(1,) * (-dim - 1))
+    return _checks.allowed_categories(allowed, num_categories, _is_checked(allowed), dim)  # type: ignore[return-value]
+
+
+def _rule_out(scores: Tensor, allowed: Tensor, dim: int) -> Tensor:
+    return scores.masked_fill(~_mask(allowed, scores.shape[dim], dim), -torch.inf)
+
+
+def _is_checked(value: float | Tensor) -> bool:
+    """Whether values are checked: those of tensors on the CPU alone, so that no step waits for a device."""
+    return not isinstance(value, Tensor) or (
+        value.is_cpu and value.numel() > 0 and _checks.values_can_be_read(value)
+    )
+
+
+def _per_batch(name: str, value: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
+    """A positive number, or a tensor that broadcasts against the shape of `like` without `dim`.
+
+    One with a single entry along `dim` as well is taken as torch takes it, against the whole shape.
+    """
+    value = _checks.positive(name, value, _is_checked(value))
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return value
+    batch = torch.Size(n for i, n in enumerate(like.shape) if i != dim + like.dim())
+    whole = value.dim() >= like.dim()
+    found = value.squeeze(dim) if whole and value.shape[dim] == 1 else value
+    if (whole and found is value) or not _checks.broadcasts(found.shape, batch):
+        raise ValueError(
+            f"{name}: expected a number, a shape that broadcasts against {tuple(batch)}, or one with a single entry "
+            f"along the dimension of the categories besides, got {tuple(value.shape)}"
+        )
+    return found
 
 
 def temper(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
@@ -107,13 +141,16 @@ def _is_differentiated(value: float | Tensor) -> bool:
 
 def log(value: float | Tensor) -> float | Tensor:
     """Logarithm of a number or of a tensor."""
+    if torch.compiler.is_compiling() and not isinstance(value, Tensor):
+        # Of math.log a compiler would make one program for each number.
+        value = torch.ones((), dtype=torch.float64) * value
     return value.log() if isinstance(value, Tensor) else math.log(value)
 
 
 def _rows_are_short(x: Tensor, dim: int) -> bool:
     # torch's CPU softmax is slow over short rows, and quick along any other dimension than the last: 10 entries take
     # ten times what these elementwise steps take.
-    if dim != -1 or torch.compiler.is_compiling():
+    if dim != -1 or not _checks.is_eager():
         return False
     return x.shape[-1] <= 32 and x.device.type == "cpu"
 
@@ -162,16 +199,11 @@ def _softmax_plus_plus_scores(
     delta: float | Tensor,
     allowed: Tensor | None,
     dim: int,
-) -> tuple[Tensor, float | Tensor]:
-    """Scores, and what to divide them by before their softmax is taken."""
-    y = full_precision(y)
-    if not isinstance(delta, Tensor) and delta == 1:
-        scores = _append(y, 0.0, dim)
-    else:
-        scores, temperature = _append(temper(y, temperature, dim), log(delta), dim), 1.0
-    if allowed is not None:
-        scores = scores.masked_fill(~_mask(allowed, dim), -torch.inf)
-    return scores, temperature
+) -> Tensor:
+    """What the softmax++ is the tempered softmax of: y and, after it, the temperature times log delta."""
+    usual = not isinstance(delta, Tensor) and delta == 1
+    scores = _append(full_precision(y), 0.0 if usual else temperature * log(delta), dim)
+    return scores if allowed is None else _rule_out(scores, allowed, dim)
 
 
 def softmax_plus_plus(
@@ -202,9 +234,9 @@ def softmax_plus_plus(
     >>> softmax_plus_plus(torch.tensor([0.0, 0.0]), temperature=0.5, delta=2.0)
     tensor([0.2500, 0.2500, 0.5000])
     """
-    dim = _from_the_end(dim, y)
-    scores, temperature = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
-    return tempered_softmax(scores, temperature, dim).to(y.dtype)
+    dim = _checks.categories("y", y, dim)
+    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    return _like(tempered_softmax(scores, temperature, dim), y.dtype)
 
 
 def log_softmax_plus_plus(
@@ -226,8 +258,8 @@ def log_softmax_plus_plus(
     >>> log_softmax_plus_plus(torch.tensor([1000.0]), temperature=0.1)
     tensor([     0., -10000.])
     """
-    dim = _from_the_end(dim, y)
-    scores, temperature = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    dim = _checks.categories("y", y, dim)
+    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
     return log_softmax(temper(scores, temperature, dim), dim)
 
 
@@ -240,7 +272,7 @@ def log_softmax_plus_plus_inverse(
     >>> torch.allclose(log_softmax_plus_plus_inverse(log_softmax_plus_plus(y, 0.1), 0.1), y)
     True
     """
-    dim = _from_the_end(dim, log_z)
+    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
     ratio = _first(log_z, dim) - _last(log_z, dim)
     return lift(temperature, dim) * (ratio + lift(log(delta), dim))
 
@@ -267,13 +299,13 @@ def log_stick_breaking(y: Tensor, dim: int = -1, *, allowed: Tensor | None = Non
     >>> log_stick_breaking(torch.tensor([0.0, 0.0])).exp()
     tensor([0.5000, 0.2500, 0.2500])
     """
-    dim = _from_the_end(dim, y)
+    dim = _checks.categories("y", y, dim)
     before = (0, 0) * (-dim - 1)
     y = full_precision(y)
     log_kept = F.logsigmoid(-y)
     log_broken = F.pad(F.logsigmoid(y), (*before, 0, 1))
     if allowed is not None:
-        allowed = _mask(allowed, dim)
+        allowed = _mask(allowed, y.shape[dim] + 1, dim)
         active = stick_breaking_active(allowed, dim)
         log_kept = log_kept.masked_fill(~active, 0.0)
         log_broken = log_broken.masked_fill(~F.pad(active, (*before, 0, 1)), 0.0)
@@ -308,7 +340,7 @@ def log_stick_breaking_inverse(log_w: Tensor, dim: int = -1) -> Tensor:
     >>> torch.allclose(log_stick_breaking_inverse(log_stick_breaking(y)), y)
     True
     """
-    dim = _from_the_end(dim, log_w)
+    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
     log_rest = log_w.flip(dim).logcumsumexp(dim).flip(dim)
     return _first(log_w, dim) - log_rest.narrow(dim, 1, log_w.shape[dim] - 1)
 
@@ -326,9 +358,9 @@ def stick_breaking_softmax_plus_plus(
     >>> stick_breaking_softmax_plus_plus(torch.zeros(2), temperature=0.5)
     tensor([0.5065, 0.3072, 0.1863])
     """
-    dim = _from_the_end(dim, y)
+    dim = _checks.categories("y", y, dim)
     w = exp_nonpositive(_quick_log_weights(y, dim))
-    return softmax_plus_plus(w, temperature, delta, dim).to(y.dtype)
+    return _like(softmax_plus_plus(w, temperature, delta, dim), y.dtype)
 
 
 def sharp_stick_breaking(
@@ -347,9 +379,9 @@ def sharp_stick_breaking(
     >>> sharp_stick_breaking(torch.zeros(2), temperature=0.5)
     tensor([0.6667, 0.1667, 0.1667])
     """
-    dim = _from_the_end(dim, y)
+    dim = _checks.categories("y", y, dim)
     log_w = _stick_scores(y, dim, allowed)
-    return tempered_softmax(log_w, temperature, dim).to(y.dtype)
+    return _like(tempered_softmax(log_w, temperature, dim), y.dtype)
 
 
 def _quick_log_weights(y: Tensor, dim: int) -> Tensor:
@@ -388,9 +420,9 @@ def log_sharpen(
     >>> log_sharpen(torch.tensor([0.5, 0.25, 0.25]).log(), 0.5).exp()
     tensor([0.6667, 0.1667, 0.1667])
     """
-    dim = _from_the_end(dim, log_w)
+    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
     if allowed is not None:
-        log_w = log_w.masked_fill(~_mask(allowed, dim), -torch.inf)
+        log_w = _rule_out(log_w, allowed, dim)
     return log_softmax(temper(log_w, temperature, dim), dim)
 
 
@@ -401,7 +433,7 @@ def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor, dim: int = -
     >>> log_sharpen_inverse(log_sharpen(log_w, 0.1), 0.1).exp()
     tensor([0.5000, 0.2500, 0.2500])
     """
-    dim = _from_the_end(dim, log_z)
+    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
     return log_softmax(log_z * lift(temperature, dim), dim)
 
 
@@ -419,7 +451,7 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: in
     >>> log_vertex_interpolation(torch.tensor([0.6, 0.3, 0.1]).log(), 0.5).exp()
     tensor([0.8000, 0.1500, 0.0500])
     """
-    dim = _from_the_end(dim, log_w)
+    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
     at_vertex = nearest_vertex(log_w, dim)
     inner = log_w + lift(log(temperature), dim)
     outer = torch.logaddexp(inner, _log1m(temperature, log_w, dim))
@@ -435,7 +467,7 @@ def log_vertex_interpolation_inverse(
     >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
     tensor([0.6000, 0.3000, 0.1000])
     """
-    dim = _from_the_end(dim, log_z)
+    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
     at_vertex = nearest_vertex(log_z, dim)
     log_w = log_z - lift(log(temperature), dim)
     # What the others leave: the vertex's own weight, less 1 - temperature, would lose digits.
@@ -453,8 +485,7 @@ def nearest_vertex(log_w: Tensor, dim: int = -1) -> Tensor:
 
 def _log1m(temperature: float | Tensor, like: Tensor, dim: int) -> Tensor:
     """log(1 - temperature), which is -inf at temperature 1."""
-    value = torch.as_tensor(temperature, dtype=like.dtype, device=like.device)
-    return lift(torch.log1p(-value), dim)  # type: ignore[return-value]
+    return lift(torch.log1p(-temperature * like.new_ones(())), dim)  # type: ignore[return-value]
 
 
 def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -464,7 +495,7 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[T
               \hat u = u + (m(w^\top u) - w^\top u) \frac{w}{w^\top w}, \quad m(x) = -1 + \log(1 + e^x)
 
     Args:
-        y, u, w: ``(*batch, K-1)``; they broadcast, and so do those of several flows against one y.
+        y, u, w: ``(*batch, K-1)``; they broadcast.
         b: ``(*batch,)``.
         dim: dimension of the categories.
 
@@ -480,7 +511,7 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[T
     >>> planar(y, u, w, torch.tensor(0.0))[0]
     tensor([0.9803, 2.0000])
     """
-    dim, dtype = _from_the_end(dim, y), y.dtype
+    dim, dtype = _checks.categories("y", y, dim), y.dtype
     y, u, w, b = (full_precision(x) for x in (y, u, w, b))
     direction, soft = _planar_direction(u, w, dim)
     h = torch.tanh((w * y).sum(dim, keepdim=True) + lift(b, dim))
@@ -517,7 +548,7 @@ def planar_inverse(
     >>> torch.allclose(planar_inverse(planar(y, u, w, b)[0], u, w, b), y, atol=1e-5)
     True
     """
-    dim, dtype = _from_the_end(dim, x), x.dtype
+    dim, dtype = _checks.categories("x", x, dim), x.dtype
     x, u, w, b = (full_precision(t) for t in (x, u, w, b))
     b = lift(b, dim)  # type: ignore[assignment]
     direction, soft = _planar_direction(u, w, dim)
@@ -593,19 +624,35 @@ def gumbel_sample(
 
 
 def _noise(
-    loc: Tensor, scale: Tensor, noise: Tensor | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """loc and scale, broadcast, and standard normal noise of their shape."""
+    loc: Tensor,
+    scale: Tensor | None,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """loc and scale, checked and broadcast, standard normal noise of their shape, and `dim` counted from the end."""
+    if not isinstance(scale, Tensor):
+        raise ValueError(
+            f"scale: expected a tensor, got {scale}: here loc and scale, K-1 entries of each, take the place of the K "
+            "logits of torch.nn.functional.gumbel_softmax: igr_softmax(loc, scale, tau=...). "
+            "For logits write igr.gumbel_softmax(logits, tau=...)"
+        )
+    dim = _checks.categories("loc", loc, dim)
+    _scale_is_positive(scale)
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
-    if loc.dim() == 0:
-        raise ValueError("loc: expected shape (*batch, K-1), got a scalar")
     if noise is None:
-        noise = _draw(torch.randn, loc.shape, loc.dtype, loc.device, generator)
+        dtype = torch.promote_types(loc.dtype, scale.dtype)
+        noise = _draw(torch.randn, loc.shape, dtype, loc.device, generator)
     elif noise.shape != loc.shape:
         raise ValueError(
             f"noise: expected the shape of loc, {tuple(loc.shape)}, got {tuple(noise.shape)}"
         )
-    return loc, scale, noise
+    return loc, scale, noise, dim
+
+
+def _scale_is_positive(scale: Tensor) -> None:
+    if _is_checked(scale) and not scale.detach().amin().item() > 0:
+        _checks.satisfies("scale", scale, scale > 0, "positive values")
 
 
 def _affine(loc: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -614,16 +661,22 @@ def _affine(loc: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
 
 
 def _gaussian(
-    loc: Tensor, scale: Tensor, noise: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
-    return _affine(*_noise(loc, scale, noise, generator))
+    loc: Tensor,
+    scale: Tensor | None,
+    noise: Tensor | None,
+    generator: torch.Generator | None,
+    dim: int,
+) -> tuple[Tensor, int, torch.dtype]:
+    """y, `dim` counted from the end, and the dtype of the sample."""
+    loc, scale, noise, dim = _noise(loc, scale, noise, generator, dim)
+    return _affine(loc, scale, noise), dim, torch.promote_types(loc.dtype, scale.dtype)
 
 
 def _finish(z: Tensor, scores: Tensor | None, dim: int, dtype: torch.dtype) -> Tensor:
     """Straight-through where `scores` are given, and the dtype."""
     if scores is not None:
         z = straight_through(one_hot_argmax(scores, dim), z)
-    return z.to(dtype)
+    return _like(z, dtype)
 
 
 def sample_softmax_plus_plus(
@@ -635,17 +688,17 @@ def sample_softmax_plus_plus(
     dim: int = -1,
 ) -> Tensor:
     """softmax++ of loc + scale * noise along `dim`, counted from the end, in fewer passes where `_fused.applies`."""
-    lifted = lift(temperature, dim)
+    lifted, dtype = lift(temperature, dim), torch.promote_types(loc.dtype, scale.dtype)
     plain = isinstance(delta, Tensor) or noise.requires_grad or _is_differentiated(lifted)
     if not plain and _fused.applies(loc, scale, noise, lifted):
         return _fused.igr_softmax(loc, scale, noise, lifted, math.log(delta), dim)
     y = _affine(loc, scale, noise)
-    return softmax_plus_plus(y, temperature, delta, dim).to(loc.dtype)
+    return _like(softmax_plus_plus(y, temperature, delta, dim), dtype)
 
 
 def igr_softmax(
     loc: Tensor,
-    scale: Tensor,
+    scale: Tensor | None = None,
     tau: float | Tensor = 1.0,
     hard: bool = False,
     dim: int = -1,
@@ -661,8 +714,9 @@ def igr_softmax(
               \epsilon \sim \mathcal N(0, I) \qquad (10), (11), (15)
 
     Args:
-        loc, scale: parameters with K-1 entries along `dim`; `scale` is positive.
-        tau: temperature, a positive number or a tensor that broadcasts against the shape of `loc` without `dim`.
+        loc, scale: parameters with K-1 entries along `dim`; `scale` is positive, and must be given.
+        tau: temperature, a positive number or a tensor that broadcasts against the shape of `loc` without `dim`. One
+            with a single entry along `dim` besides is taken against the whole shape, as torch takes it.
         hard: return one-hot vectors (the limit of Proposition 1) with the gradient of the relaxed sample.
         dim: dimension of the categories.
         delta: :math:`\delta` of (15).
@@ -674,22 +728,23 @@ def igr_softmax(
         Relaxed samples with K entries along `dim`.
 
     Raises:
-        ValueError: if `tau` or `delta` is not positive, or shapes do not fit.
+        ValueError: if `tau`, `delta` or `scale` is not positive, no category is allowed to an element, or shapes do not
+            fit. Values are looked at in eager mode and on the CPU alone: elsewhere, and under compilers, traces and
+            `torch.func.vmap`, a scale below zero counts as its absolute value, and where no category is allowed the
+            sample is NaN.
 
     >>> loc, scale = torch.zeros(8, 9), torch.ones(8, 9)
     >>> igr_softmax(loc, scale, tau=0.5).shape
     torch.Size([8, 10])
     """
-    _checks.positive("tau", tau)
-    _checks.positive("delta", delta)
-    loc, scale, noise = _noise(loc, scale, noise, generator)
-    dim = _from_the_end(dim, loc)
+    loc, scale, noise, dim = _noise(loc, scale, noise, generator, dim)
+    tau, delta = _per_batch("tau", tau, loc, dim), _per_batch("delta", delta, loc, dim)
     if not hard and allowed is None:
         return sample_softmax_plus_plus(loc, scale, noise, tau, delta, dim)
     y = _affine(loc, scale, noise)
     z = softmax_plus_plus(y, tau, delta, dim, allowed=allowed)
-    scores = _softmax_plus_plus_scores(y, 1.0, 1.0, allowed, dim)[0] if hard else None
-    return _finish(z, scores, dim, loc.dtype)
+    scores = _softmax_plus_plus_scores(y, 1.0, 1.0, allowed, dim) if hard else None
+    return _finish(z, scores, dim, torch.promote_types(loc.dtype, scale.dtype))
 
 
 def gaussian_kl(
@@ -715,11 +770,25 @@ def gaussian_kl(
     >>> gaussian_kl(torch.zeros(8, 9), torch.ones(8, 9), loc0=torch.ones(9)).shape
     torch.Size([8])
     """
+    dim = _checks.categories("loc", loc, dim)
+    if not isinstance(scale, Tensor):
+        raise ValueError(f"scale: expected a tensor, got {scale}")
+    scale0 = _checks.positive("scale0", scale0, _is_checked(scale0))
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
-    dim = _from_the_end(dim, loc)
     if _fused.applies(loc, scale, loc0, scale0):
-        return _fused.gaussian_kl(loc, scale, loc0, scale0, dim)
-    return gaussian_kl_terms(loc, scale, loc0, scale0).sum(dim)
+        kl = _fused.gaussian_kl(loc, scale, loc0, scale0, dim)
+    else:
+        for name, value in (("loc0", loc0), ("scale0", scale0)):
+            if isinstance(value, Tensor) and not _checks.broadcasts(value.shape, loc.shape):
+                raise ValueError(
+                    f"{name}: expected a shape that broadcasts against that of loc, {tuple(loc.shape)}, "
+                    f"got {tuple(value.shape)}"
+                )
+        kl = gaussian_kl_terms(loc, scale, loc0, scale0).sum(dim)
+    if _is_checked(kl) and not kl.detach().amax().item() < math.inf:
+        # Only here is it worth while to look at all scales.
+        _scale_is_positive(scale)
+    return kl
 
 
 def gaussian_kl_terms(
@@ -752,7 +821,7 @@ def gaussian_log_prob(
     >>> gaussian_log_prob(torch.zeros(8, 9), scale=torch.ones(9)).shape
     torch.Size([8])
     """
-    dim = _from_the_end(dim, y)
+    dim = _checks.categories("y", y, dim)
     y, loc, scale = full_precision(y), _full_precision(loc), _full_precision(scale)
     z = (y - loc) / scale
     return (-0.5 * z * z - log(scale)).sum(dim) - 0.5 * math.log(2 * math.pi) * y.shape[dim]
@@ -782,16 +851,16 @@ def exp_concrete_log_prob(
     >>> exp_concrete_log_prob(torch.zeros(8, 10), 0.0, 0.5).shape
     torch.Size([8])
     """
-    dim = _from_the_end(dim, log_z)
+    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
     n = log_z.shape[dim]
     log_z = full_precision(log_z)
     terms = log_softmax(_full_precision(logits) - lift(temperature, dim) * log_z, dim)
-    return terms.sum(dim) + (n - 1) * log(temperature) + log_z.new_tensor(n).lgamma()
+    return terms.sum(dim) + (n - 1) * log(temperature) + log_z.new_full((), n).lgamma()
 
 
 def stick_breaking_igr_softmax(
     loc: Tensor,
-    scale: Tensor,
+    scale: Tensor | None = None,
     tau: float | Tensor = 1.0,
     hard: bool = False,
     dim: int = -1,
@@ -807,18 +876,16 @@ def stick_breaking_igr_softmax(
     >>> stick_breaking_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), tau=0.1).shape
     torch.Size([8, 10])
     """
-    _checks.positive("tau", tau)
-    _checks.positive("delta", delta)
-    y = _gaussian(loc, scale, noise, generator)
-    dim = _from_the_end(dim, y)
+    y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
+    tau, delta = _per_batch("tau", tau, y, dim), _per_batch("delta", delta, y, dim)
     z = stick_breaking_softmax_plus_plus(y, tau, delta, dim)
     scores = _append(_quick_log_weights(y, dim), -math.inf, dim) if hard else None
-    return _finish(z, scores, dim, loc.dtype)
+    return _finish(z, scores, dim, dtype)
 
 
 def sharp_stick_breaking_igr_softmax(
     loc: Tensor,
-    scale: Tensor,
+    scale: Tensor | None = None,
     tau: float | Tensor = 1.0,
     hard: bool = False,
     dim: int = -1,
@@ -832,11 +899,10 @@ def sharp_stick_breaking_igr_softmax(
     >>> sharp_stick_breaking_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), tau=0.1).shape
     torch.Size([8, 10])
     """
-    _checks.positive("tau", tau)
-    y = _gaussian(loc, scale, noise, generator)
-    dim = _from_the_end(dim, y)
+    y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
+    tau = _per_batch("tau", tau, y, dim)
     z = sharp_stick_breaking(y, tau, dim, allowed=allowed)
-    return _finish(z, _stick_scores(y, dim, allowed) if hard else None, dim, loc.dtype)
+    return _finish(z, _stick_scores(y, dim, allowed) if hard else None, dim, dtype)
 
 
 def planar_igr_softmax(
@@ -860,21 +926,21 @@ def planar_igr_softmax(
     >>> planar_igr_softmax(torch.zeros(8, 9), torch.ones(8, 9), lambda y: y, tau=0.1).shape
     torch.Size([8, 10])
     """
-    _checks.positive("tau", tau)
-    _checks.positive("delta", delta)
-    y = _gaussian(loc, scale, noise, generator)
-    dim = _from_the_end(dim, y)
+    y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
+    tau, delta = _per_batch("tau", tau, y, dim), _per_batch("delta", delta, y, dim)
     y = flow(y.movedim(dim, -1)).movedim(-1, dim)
     z = softmax_plus_plus(y, tau, delta, dim)
-    return _finish(z, _append(y, 0.0, dim) if hard else None, dim, loc.dtype)
+    return _finish(z, _append(y, 0.0, dim) if hard else None, dim, dtype)
 
 
 def gumbel_softmax(
     logits: Tensor,
     tau: float | Tensor = 1.0,
     hard: bool = False,
-    dim: int = -1,
+    dim: float = -1,
+    torch_dim: int | None = None,
     *,
+    eps: float | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
     allowed: Tensor | None = None,
@@ -885,21 +951,43 @@ def gumbel_softmax(
               \epsilon_k \sim \mathrm{Gumbel}(0, 1) \qquad (5)
 
     Args:
-        logits: :math:`\log \alpha`, K entries along `dim`.
+        logits: :math:`\log \alpha`, K entries along `dim`; -inf rules a category out.
+        tau, hard, generator, allowed: as for `igr_softmax`.
+        dim: dimension of the categories.
+        torch_dim, eps: for calls as torch has them, ``gumbel_softmax(logits, tau, hard, eps, dim)``; `eps` has no
+            effect, and is warned of.
         noise: standard Gumbel noise of the shape of `logits` (`gumbel_noise` draws it).
+
+    Raises:
+        ValueError: if `tau` is not positive, shapes do not fit, or no category is left to an element.
 
     >>> gumbel_softmax(torch.zeros(8, 10), tau=0.5).shape
     torch.Size([8, 10])
     """
-    _checks.positive("tau", tau)
+    if torch_dim is not None or isinstance(dim, float):
+        dim, eps = -1 if torch_dim is None else torch_dim, dim
+    if eps is not None:
+        warnings.warn("eps: it has no effect, and may be left out", stacklevel=2)
+    dim = _checks.categories("logits", logits, dim, "(*batch, K)")
     if noise is not None and noise.shape != logits.shape:
         raise ValueError(
             f"noise: expected the shape of logits, {tuple(logits.shape)}, got {tuple(noise.shape)}"
         )
+    tau = _per_batch("tau", tau, logits, dim)
     x = full_precision(logits)
     x = x + (gumbel_noise(x, generator) if noise is None else noise)
-    dim = _from_the_end(dim, x)
     if allowed is not None:
-        x = x.masked_fill(~_mask(allowed, dim), -torch.inf)
+        x = _rule_out(x, allowed, dim)
+    _some_are_possible("logits", x, dim)
     z = tempered_softmax(x, tau, dim)
     return _finish(z, x if hard else None, dim, logits.dtype)
+
+
+def _some_are_possible(name: str, scores: Tensor, dim: int) -> None:
+    """Raise ValueError where all scores are -inf: their softmax would be NaN."""
+    if scores.shape[dim] == 0:
+        raise ValueError(f"{name}: expected at least one category, got shape {tuple(scores.shape)}")
+    if _is_checked(scores) and scores.detach().amin().item() == -math.inf:
+        possible = scores.detach().amax(dim) > -math.inf
+        expected = "at least one possible category for each element"
+        _checks.satisfies(name, possible, possible, expected)
