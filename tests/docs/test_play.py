@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import importlib
 import json
 import math
@@ -24,6 +23,7 @@ from scipy import integrate, stats
 
 import igr
 
+fcntl = pytest.importorskip("fcntl")
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "play.html"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -464,15 +464,55 @@ OVERFLOW = """(() => {
 })()"""
 
 
+def test_the_choice_of_light_or_dark_in_the_documentation_holds(page: Browser) -> None:
+    key = "new URL('.', location).pathname + '.__palette'"  # as the theme's scripts have it
+    for media, scheme, shown in (
+        ("(prefers-color-scheme: light)", "slate", "dark"),
+        ("(prefers-color-scheme: dark)", "default", "light"),
+        ("(prefers-color-scheme)", "slate", "light"),
+    ):
+        chosen = json.dumps({"index": 0, "color": {"media": media, "scheme": scheme}})
+        page.run(f"localStorage.setItem({key}, {chosen!r})")
+        page.open(PAGE.as_uri(), 1280)
+        assert page.run("document.documentElement.dataset.theme") == shown
+    page.run(f"localStorage.removeItem({key})")
+
+
+# Of letters against what is behind them, as WCAG 2 defines it.
+CONTRAST = """(() => {
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  const behind = (node) => {
+    const colour = numbers(getComputedStyle(node).backgroundColor);
+    return colour[3] === 0 ? behind(node.parentElement) : colour;
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), low = [];
+  for (let text; text = texts.nextNode();) {
+    const node = text.parentElement;
+    if (!text.data.trim() || !node.checkVisibility()) continue;
+    const [a, b] = [numbers(getComputedStyle(node).color), behind(node)].map((c) => luminance(c.slice(0, 3)));
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) low.push([text.data, ratio]);
+  }
+  return low;
+})()"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_overflows_and_nothing_is_loaded(page: Browser, width: int, scheme: str) -> None:
+def test_everything_fits_and_can_be_read_and_nothing_is_loaded(
+    page: Browser, width: int, scheme: str
+) -> None:
     page.open(PAGE.as_uri(), width, scheme=scheme)
     assert page.run("document.documentElement.dataset.theme") == scheme
     page.run("for (const node of document.querySelectorAll('details')) node.open = true")
     for _ in range(2):
         page.settle()
         assert page.run(OVERFLOW) == [0]
+        assert page.run(CONTRAST) == []
         page.run("$('compare').click()")
     sent = [e["params"] for e in page.events if e["method"] == "Network.requestWillBeSent"]
     urls = [params["request"]["url"] for params in sent]
