@@ -1,10 +1,15 @@
-"""Writes the table "Which one" of estimators.md from what the estimators declare: `python docs/_estimators.py`."""
+"""Writes the tables of estimators.md: what the estimators declare, and with --bias the bias measured anew."""
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-from igr import GumbelSoftmax
+import torch
+from torch import Tensor
+
+from igr import GumbelSoftmax, SoftmaxIGR
 from igr import estimators as E
 
 PAGE = Path(__file__).parent / "estimators.md"
@@ -13,8 +18,6 @@ BEGIN, END = "<!-- which one: begin -->\n", "<!-- which one: end -->\n"
 
 def declared() -> dict[str, E.Estimator]:
     """Every estimator, by how it is written."""
-    import torch
-
     prior = GumbelSoftmax(0.5, logits=torch.zeros(2))
     network = E.ControlNetwork((1, 2))
     return {
@@ -69,10 +72,95 @@ def table() -> str:
     return f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|\n{''.join(rows)}"
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# bias
+
+BIAS_BEGIN, BIAS_END = "<!-- bias: begin -->\n", "<!-- bias: end -->\n"
+BIASED: dict[str, tuple[Callable[[], E.Estimator], tuple[float, ...]]] = {
+    "Pathwise": (E.Pathwise, (0.1, 0.5, 1.0)),
+    "RelaxedStraightThrough": (E.RelaxedStraightThrough, (0.1, 0.5, 1.0)),
+    "RaoBlackwellStraightThrough": (E.RaoBlackwellStraightThrough, (0.1, 0.5, 1.0)),
+    "StraightThrough": (E.StraightThrough, ()),
+    "GappedStraightThrough": (E.GappedStraightThrough, ()),
+    "GappedStraightThrough(temperature=0.5)": (lambda: E.GappedStraightThrough(1.0, 0.5), ()),
+    "ReinMax": (E.ReinMax, ()),
+    "ReinMax(1.3)": (lambda: E.ReinMax(1.3), ()),
+    "ZGR": (E.ZGR, ()),
+    "MVE": (E.MVE, ()),
+    "ReinMaxRao(0.5)": (lambda: E.ReinMaxRao(0.5), ()),
+    "ReinMaxRao(1.0)": (lambda: E.ReinMaxRao(1.0), ()),
+}
+
+
+def _losses() -> tuple[Callable[[Tensor], Tensor], ...]:
+    w = torch.randn(2, 3, dtype=torch.float64)
+    a, b = torch.randn(6, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    return (
+        lambda z: (z * w).sum((-1, -2)),
+        lambda z: ((z * w).sum((-1, -2)) - 0.4) ** 2,
+        lambda z: torch.tanh(z.flatten(-2) @ a) @ b,
+    )
+
+
+def bias_table(draws: int) -> str:
+    """Length of the bias over that of the exact gradient, and its standard error, in Markdown."""
+    torch.manual_seed(0)
+    families = {
+        "IGR": (
+            lambda p, t: SoftmaxIGR(p[..., :2], p[..., 2:].exp(), t),
+            torch.randn(2, 4, dtype=torch.float64) * 0.5,
+        ),
+        "Gumbel-Softmax": (
+            lambda p, t: GumbelSoftmax(t, logits=p),
+            torch.randn(2, 3, dtype=torch.float64),
+        ),
+    }
+    losses = {name: _losses() for name in families}
+
+    def mean(
+        name: str, estimator: E.Estimator, t: float, f: Callable, n: int
+    ) -> tuple[Tensor, Tensor]:
+        family, parameters = families[name]
+        leaf = parameters.expand(n, *parameters.shape).clone().requires_grad_()
+        estimator(family(leaf, t), f).sum().backward()
+        assert leaf.grad is not None  # noqa: S101
+        return leaf.grad.mean(0), leaf.grad.var(0, correction=0) / n
+
+    kinds = ("linear", "quadratic", "network")
+    columns = [f"{name}: {kind}" for name in families for kind in kinds]
+    out = f"| estimator | temperature | {' | '.join(columns)} |\n{'| --- ' * (2 + len(columns))}|\n"
+    for label, (make, temperatures) in BIASED.items():
+        estimator = make()
+        for t in temperatures or (0.5,):
+            cells = [f"`{label}`", f"{t}" if temperatures else "any"]
+            few = estimator.needs is E.Needs.COUPLING or isinstance(estimator, E.ReinMaxRao)
+            for name in families:
+                for f in losses[name]:
+                    exact, _ = mean(name, E.Enumerate(), t, f, 1)
+                    found, error = mean(name, estimator, t, f, draws // 5 if few else draws)
+                    size = exact.norm()
+                    cells.append(
+                        f"{(found - exact).norm() / size:.2f} ({error.sum().sqrt() / size:.2f})"
+                    )
+            out += f"| {' | '.join(cells)} |\n"
+    return out
+
+
+def _put(page: str, begin: str, end: str, block: str) -> str:
+    before, _, rest = page.partition(begin)
+    return before + begin + block + end + rest.partition(end)[2]
+
+
 def main() -> None:
-    """Put the table into the page."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    """Put the tables into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bias", action="store_true", help="measure the bias anew")
+    parser.add_argument("--draws", type=int, default=20_000)
+    arguments = parser.parse_args()
+    page = _put(PAGE.read_text(), BEGIN, END, table())
+    if arguments.bias:
+        page = _put(page, BIAS_BEGIN, BIAS_END, bias_table(arguments.draws))
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":
