@@ -385,3 +385,77 @@ def test_f_gets_samples_in_the_dtype_of_the_parameters(
         loss.sum().backward()
         assert loss.isfinite().all()
     assert all(p.grad.dtype == dtype and p.grad.isfinite().all() for p in leaves)  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# stacks
+
+LEARNING: dict[str, Callable[[int], E.Estimator]] = {
+    "running mean": lambda R: E.Reinforce(RunningMean(0.5, shape=(R,))),
+    "rebar": lambda R: E.Rebar(torch.full((R, 1, 1), 0.4), torch.full((R, 1), 0.8)),
+    "relax": lambda R: E.Relax(ControlNetwork((2, 3), stack=(R,)), torch.full((R, 1, 1), 0.4)),
+    "double control variate": lambda R: E.DoubleControlVariate(3, torch.full((R, 1), 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_a_run_in_a_stack_learns_what_it_learns_alone(family_name: str, name: str) -> None:
+    """Two steps, the gradients of q's parameters and the estimator's own, its buffers."""
+    family, make = FAMILIES[family_name]
+    R, B = 3, 4
+    parameters = [p.expand(R, B, *p.shape) + torch.randn(R, 1, 1, 1) * 0.2 for p in make(2, 3)]
+    parameters = [parameters[0], *(p.abs() for p in parameters[1:])]
+    torch.manual_seed(0)
+    initial = LEARNING[name](R).double().state_dict()
+
+    def learn(runs: list[int]) -> dict[str, Tensor]:
+        estimator = LEARNING[name](len(runs)).double()
+        estimator.load_state_dict({k: v[runs] if v.dim() else v for k, v in initial.items()})
+        leaves = [p[runs].clone().requires_grad_() for p in parameters]
+        generators = [torch.Generator().manual_seed(r) for r in runs]
+        for _ in range(2):
+            loss = estimator(family(leaves), lambda z: z[..., 0].sum(-1) ** 2, generator=generators)
+            loss.mean(1).sum().backward()
+        named = {n: p.grad for n, p in estimator.named_parameters()}
+        return {
+            **named,
+            **dict(estimator.named_buffers()),
+            **{str(i): p.grad for i, p in enumerate(leaves)},
+        }  # type: ignore[dict-item]
+
+    together = learn([0, 1, 2])
+    for r in range(R):
+        for key, value in learn([r]).items():
+            expected = together[key][r : r + 1] if together[key].dim() else together[key]
+            torch.testing.assert_close(value, expected, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_an_empty_batch_has_an_empty_loss(family_name: str, name: str) -> None:
+    family, make = FAMILIES[family_name]
+    leaves = [p.expand(0, *p.shape).clone().requires_grad_() for p in make(2, 3)]
+    loss = EVERY[name](2, 3).double()(family(leaves), lambda z: z[..., 0].sum(-1))
+    assert loss.shape == (0,)
+    loss.sum().backward()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_torch_func_works_or_is_refused(name: str) -> None:
+    estimator = EVERY[name](2, 3).double()
+    logits = torch.randn(4, 2, 3, dtype=DOUBLE)
+
+    def loss(logits: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return estimator(GumbelSoftmax(0.5, logits=logits), lambda z: z[..., 0].sum(-1) ** 2).sum()
+
+    estimator.eval()  # a running mean, too, is the same at each call
+    if isinstance(estimator, (E.Rebar, E.Relax, E.DoubleControlVariate)):
+        with pytest.raises(ValueError, match=r"^q: \w+ takes derivatives on its way"):
+            torch.func.grad(loss)(logits)
+        return
+    leaf = logits.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.func.grad(loss)(logits), torch.autograd.grad(loss(leaf), leaf)[0]
+    )

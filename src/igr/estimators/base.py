@@ -198,6 +198,20 @@ def _probabilities(q: Distribution, name: str) -> OneHotCategorical:
     return recovered
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a `torch.func` transform is at work on it."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def refuse_transforms(name: str, tensor: Tensor) -> None:
+    """Raise ValueError under `torch.func` transforms, for those that call autograd themselves."""
+    if is_transformed(tensor):
+        raise ValueError(
+            f"q: {name} takes derivatives on its way, which torch.func transforms do not allow; use loss.backward() or "
+            "torch.autograd.grad"
+        )
+
+
 def check_positive(name: str, value: float) -> None:
     """Raise ValueError unless `value` is a positive number."""
     if not 0 < value < float("inf"):

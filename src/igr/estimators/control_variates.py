@@ -17,6 +17,7 @@ from igr.estimators.base import (
     Needs,
     Objective,
     cast,
+    refuse_transforms,
     spread,
     sum_variables,
 )
@@ -53,6 +54,7 @@ class _ControlVariate(Estimator):
         """c ``(S, *elements)`` at relaxed samples ``(S, *batch, K)``."""
 
     def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:
+        refuse_transforms(type(self).__name__, law.parameters[0])
         own = [p for p in self.parameters() if p.requires_grad] if self.training else []
         learn = bool(own) and torch.is_grad_enabled()
         # Leaves of their own, one for each sample: nothing here may reach what q's parameters come from, nor what f
@@ -269,6 +271,7 @@ class DoubleControlVariate(Estimator):
     def _estimate(
         self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
     ) -> Tensor:
+        refuse_transforms(type(self).__name__, law.logits)
         onehot = noise.onehot(law.logits, self.num_samples)
         if not torch.is_grad_enabled():
             return self._evaluate(f, onehot, q).mean(0)
@@ -357,6 +360,6 @@ class ControlNetwork(nn.Module):
         if z.shape[z.dim() - len(self.shape) :] != self.shape:
             raise ValueError(f"z: expected a shape that ends in {self.shape}, got {tuple(z.shape)}")
         lead = z.shape[: z.dim() - len(self.shape)]
-        flat = (2 * z - 1).reshape(*(lead or (1,)), -1).to(self.weight_in.dtype)
+        flat = (2 * z - 1).reshape(*(lead or (1,)), math.prod(self.shape)).to(self.weight_in.dtype)
         hidden = torch.relu(flat @ self.weight_in + self.bias_in)
         return (self.factor * (hidden @ self.weight_out + self.bias_out)).reshape(lead)

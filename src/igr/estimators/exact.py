@@ -16,6 +16,7 @@ from igr.estimators.base import (
     Needs,
     Objective,
     check_count,
+    is_transformed,
     sum_variables,
 )
 from igr.estimators.couplings import log_prob
@@ -35,7 +36,7 @@ class Enumerate(JointEstimator):
     Args:
         max_states: most states that an element may have.
         chunk: states in a call of f, with ``sample_axis=True``, and in memory at once: where there are more, f is
-            evaluated again in the backward pass.
+            evaluated again in the backward pass (not under `torch.func`, which keeps them all).
         sample_axis: f takes a chunk of states at once, with a leading axis, instead of one call for each.
 
     Raises:
@@ -98,7 +99,7 @@ class Enumerate(JointEstimator):
             )
         loss = part(samples, values)
         for start in range(self.chunk, total, self.chunk):
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not is_transformed(logits):
                 more = cast("Tensor", checkpoint(further, start, dims, use_reentrant=False))
             else:
                 more = further(start, dims)
