@@ -16,7 +16,6 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from PIL import Image
 from torch import Tensor
 
 from igr import GumbelSoftmax, SoftmaxIGR
@@ -120,13 +119,8 @@ def band(axis: plt.Axes, x: Tensor, y: Tensor, **style: object) -> None:
 
 
 def save(figure: plt.Figure, folder: Path, name: str) -> None:
-    """As PNG and as SVG."""
+    """As SVG."""
     figure.savefig(folder / f"{name}.svg")
-    figure.savefig(folder / f"{name}.png", dpi=90)
-    # a palette will do, at a third of the size
-    with Image.open(folder / f"{name}.png") as image:
-        small = image.convert("RGB").quantize(96)
-    small.save(folder / f"{name}.png", optimize=True)
     plt.close(figure)
 
 
