@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -560,3 +562,42 @@ def test_the_recovered_distribution_is_a_site() -> None:
     expanded = k_dist.expand_by((2,))
     assert isinstance(expanded, igr.RecoveredCategorical)
     assert kl_divergence(k_dist, k_dist) == 0
+
+
+def test_the_page_about_pyro_runs() -> None:
+    """Every block, one after the other; and what they end with is what the page says."""
+    page = Path(__file__).parents[1] / "docs" / "pyro.md"
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(block, found)
+    assert found["guide"]()["z"][1] == 0
+    prior, values, x = found["prior"], found["values"], found["x"]
+    probs = prior.discrete().probs
+    likelihood = dist.Normal(values.abs(), 0.5).log_prob(x.unsqueeze(-1)).exp()
+    torch.testing.assert_close(found["loss"], -(likelihood @ probs).log().sum())
+
+
+@pytest.mark.slow
+def test_a_guide_over_the_gaussian_has_several_categories() -> None:
+    """Two categories explain the data, and the third lies between them: over y, one normal covers both."""
+    values = torch.tensor([-1.0, 0.0, 1.0])
+    prior = igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.1)
+
+    def on_z() -> Tensor:
+        z = pyro.sample("z", prior)
+        pyro.sample("x", dist.Normal((z @ values).abs(), 0.5), obs=torch.tensor(1.0))
+        return z
+
+    losses, shares = [], []
+    for model in (on_z, poutine.reparam(on_z, {"z": TransformReparam()})):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        guide = autoguide.AutoNormal(model)
+        elbo = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=0)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), elbo)
+        losses.append(sum([svi.step() for _ in range(300)][-100:]) / 100)
+        guide_trace = poutine.trace(guide)
+        drawn = [poutine.replay(model, guide_trace.get_trace())().argmax() for _ in range(300)]
+        shares.append(torch.bincount(torch.stack(drawn), minlength=3) / 300)
+    assert losses[1] < losses[0] - 0.3
+    assert float(shares[1][[0, 2]].min()) > 0.25

@@ -639,6 +639,15 @@ class Compose(ComposeTransform):
                 y = x
         return y, total, inside
 
+    def source(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What points of the simplex come from, and a mask of those that do, up to rounding."""
+        wide = functional.full_precision(z)
+        log_z = wide.clamp_min(torch.finfo(wide.dtype).tiny).log()
+        x = self.inverse_and_log_det(log_z)[0]
+        # A point is reached where this leads back to it, as exactly as K sums of logarithms allow.
+        slack = torch.finfo(z.dtype).eps * (8 + z.shape[-1]) * (1 - log_z.amin(-1))
+        return x, (self.forward_stable(x).exp() - wide).abs().amax(-1) <= slack
+
     def hard_scores(self, y: Tensor) -> Tensor:
         """Scores whose largest names the category that a point in stable form relaxes."""
         last = self._stable[-1]
@@ -654,7 +663,10 @@ class Compose(ComposeTransform):
         return self.forward(_to_stable(self._stable[0].domain, x)).to(x.dtype)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        x, _, inside = self.inverse_and_log_det(_to_stable(self._stable[-1].codomain, y))
+        if _is_simplex(self.codomain) and not self.onto:
+            x, inside = self.source(y)
+        else:
+            x, _, inside = self.inverse_and_log_det(_to_stable(self._stable[-1].codomain, y))
         x = _from_stable(self._stable[0].domain, x)
         return torch.where(inside.unsqueeze(-1), x, torch.nan).to(y.dtype)
 
