@@ -427,6 +427,23 @@ def test_under_vmap_and_on_meta_tensors_there_is_a_clear_refusal() -> None:
         CountableIGR(parameters, 0.5).rsample()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # Dynamo's
+def test_compiled_with_breaks() -> None:
+    parameters = CountableParameters(4, loc=-1.0, dtype=D)
+    parameters.grow(256)  # noise comes in one piece where it need not grow
+
+    def draw(size: Tensor) -> Tensor:
+        return CountableIGR(parameters, 0.5).rsample((size.shape[0],))
+
+    compiled = torch.compile(draw, backend="eager")
+    for size in (5, 7):
+        torch.manual_seed(0)
+        expected = draw(torch.zeros(size))
+        torch.manual_seed(0)
+        # compiled code has formulas of its own
+        torch.testing.assert_close(compiled(torch.zeros(size)), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_fits_poisson_from_scratch_by_growing() -> None:
     """What is learned needs more coordinates than there were: blocks come, and a KL to a prior stays finite."""
     parameters = CountableParameters(4)

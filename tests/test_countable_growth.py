@@ -324,6 +324,7 @@ def test_growth_in_inference_mode_can_be_trained() -> None:
             optimizer = torch.optim.Adam(parameters.parameters())
         CountableIGR(parameters, 0.5).rsample((500,)).square().sum().backward()
         optimizer.step()
+        assert all(p.grad is not None and not p.is_inference() for p in parameters._held())
         with torch.inference_mode():
             parameters.load_state_dict(CountableParameters(8).state_dict())
         CountableIGR(parameters, 0.5).rsample((5,)).square().sum().backward()
@@ -396,6 +397,9 @@ def test_a_maximum_that_does_not_fit_what_was_saved() -> None:
     for other in (CountableParameters(4, maximum=16), CountableParameters(16, maximum=16)):
         with pytest.raises(RuntimeError, match=r"32 coordinates in .* were saved.*maximum=16"):
             other.load_state_dict(grown.state_dict())
+    exact = CountableParameters(32, maximum=32)
+    exact.load_state_dict(CountableParameters(32, loc=2.0).state_dict())
+    assert torch.equal(exact.loc, torch.full((32,), 2.0))
     with pytest.raises(RuntimeError, match="for 1; make it as the saved one was"):
         CountableParameters(32, maximum=32).load_state_dict(grown.state_dict())
     grown.load_state_dict(CountableParameters(32, maximum=32, loc=1.0).state_dict())

@@ -173,6 +173,16 @@ def test_planar_flow_fits_the_functional_form_and_the_distribution() -> None:
     torch.testing.assert_close(z, g(loc + scale * noise))
 
 
+def test_flows_of_a_module_are_the_same_maps_each_time() -> None:
+    flow, other = nn.PlanarFlow(3), nn.PlanarFlow(3)
+    first, second = flow.transforms()
+    assert flow.transforms() == [first, second]
+    assert first != second
+    assert first != other.transforms()[0]
+    other.load_state_dict(flow.state_dict())
+    assert first == other.transforms()[0]  # by value
+
+
 def test_planar_flow_learns() -> None:
     """A flow can be fitted: it makes a two-peaked target likelier than a normal can."""
     torch.manual_seed(3)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -557,31 +558,15 @@ def test_stacked_heads_under_vmap(make: Any) -> None:
             torch.testing.assert_close(kl[i], igr.kl_divergence(model(x), model.prior()()))
 
 
-def test_a_discrete_autoencoder_trains_with_the_defaults() -> None:
-    """The parts together: a code of 3 variables of 4 categories for 8 patterns in 16 bits comes to carry 3 bits."""
-    torch.manual_seed(0)
-    patterns = torch.randint(2, (8, 16)).float()
-    head = nn.SoftmaxIGRHead(16, num_variables=3, num_categories=4, temperature=0.3)
-    prior, sample, warmup = head.prior(), nn.Sample(), nn.KLWarmup(100)
-    decoder = torch.nn.Linear(12, 16)
-    parameters = [*head.parameters(), *decoder.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=0.03)
-    for _ in range(400):
-        q = head(patterns)
-        logits = decoder(sample(q).flatten(-2))
-        likelihood = -torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, patterns, reduction="none"
-        ).sum(-1)
-        kl = igr.kl_divergence(q, prior()).sum(-1)
-        loss = -igr.elbo(likelihood, warmup.weight * kl).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        warmup.step()
-    sample.eval()
-    with torch.no_grad():
-        codes = sample(head(patterns))
-        right = (decoder(codes.flatten(-2)) > 0) == patterns.bool()
-    assert codes.flatten(1).unique(dim=0).shape[0] >= 6
-    assert right.float().mean() > 0.9
-    assert math.log(8) > 0
+def test_every_example_of_the_documentation_runs() -> None:
+    """One after the other, as printed; the autoencoder learns with the defaults."""
+    text = (Path(__file__).parent.parent / "docs" / "modules.md").read_text()
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block, names)
+    assert names["codes"].flatten(1).unique(dim=0).shape[0] >= 12
+    assert (names["reconstructed"] == names["data"].bool()).float().mean() > 0.9
+    torch.testing.assert_close(names["same"], names["codebook"](names["codes"]))
+    assert names["vectors"].shape == (16, 4, 8)

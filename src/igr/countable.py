@@ -379,21 +379,16 @@ class CountableIGR(Relaxation):
         noise: Tensor | None = None
         while True:
             loc, scale = (functional.full_precision(x) for x in self._values(self.num_coordinates))
-            if not torch.compiler.is_compiling() and not _checks.values_can_be_read(loc, scale):
-                raise NotImplementedError(
-                    "CountableIGR: how many coordinates a sample needs depends on values, which cannot be read here "
-                    "(torch.func.vmap, or a meta tensor); give it a batch of parameters instead"
-                )
             held = 0 if noise is None else noise.shape[-1]
             shape = (*sample_shape, *self.batch_shape, loc.shape[-1] - held)
             more = torch.randn(shape, dtype=loc.dtype, device=loc.device)
             noise = more if noise is None else torch.cat([noise, more], -1)
             log_left = nn.functional.logsigmoid(-(loc + scale * noise)).cumsum(-1)
             short = log_left >= limit
-            if not bool(short[..., -1].any()) or not self._grow():
+            if not _any(short[..., -1]) or not self._grow():
                 break
         num_used = (short.sum(-1) + 1).clamp_max(short.shape[-1])
-        if bool(short[..., -1].any()):
+        if _any(short[..., -1]):
             self._fall_short(short[..., -1], log_left[..., -1])
         longest = int(num_used.max()) if num_used.numel() else 1
         return noise[..., :longest], num_used
@@ -573,6 +568,16 @@ def _kl_countable(q: CountableIGR, p: CountableIGR) -> Tensor:
     loc0, scale0 = (functional.full_precision(x) for x in p._values(n))
     ratio, distance = scale / scale0, (loc - loc0) / scale0
     return (0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()).sum(-1)
+
+
+def _any(condition: Tensor) -> bool:
+    try:
+        return bool(condition.any())
+    except RuntimeError as error:
+        raise NotImplementedError(
+            "CountableIGR: how many coordinates a sample needs depends on values, which cannot be read here "
+            "(torch.func.vmap, or a meta tensor); give it a batch of parameters instead"
+        ) from error
 
 
 def _check_precision(precision: float) -> float:

@@ -451,14 +451,14 @@ class GumbelSoftmaxHead(Head):
 
 def _equal_pieces(n: int) -> Tensor:
     """Loc at scale 1 where the n breaks of a stick take 1/(n+1), 1/n, ..., 1/2 of what is left, on average."""
-    nodes, weights = gauss_legendre(64)
+    nodes, weights = gauss_legendre(32)
     noise = 16 * nodes - 8
     weights = weights * (-0.5 * noise * noise).exp()
     weights = weights / weights.sum()
     log_share = -torch.arange(n + 1, 1, -1, dtype=torch.float64).log()
     loc = log_share - 0.5
     # Newton's method on the logarithm of E sigmoid(loc + noise), which is concave in loc.
-    for _ in range(8):
+    for _ in range(5):
         share = torch.sigmoid(loc.unsqueeze(-1) + noise)
         mean = (share * weights).sum(-1)
         slope = (share * (1 - share) * weights).sum(-1) / mean
