@@ -251,7 +251,7 @@ def _rule_and_integral(num_nodes: int) -> tuple[list[float], list[float], list[l
         coefficients = [0.0, *(c / (i + 1) for i, c in enumerate(powers[n]))]
         coefficients[0] = -sum(c * (-1) ** i for i, c in enumerate(coefficients))
         integrals.append(coefficients + [0.0] * (num_nodes + 1 - len(coefficients)))
-    nodes, weights = (values.tolist() for values in gauss_legendre(num_nodes))
+    nodes, weights = gauss_legendre(num_nodes)
     matrix = []
     for node, weight in zip(nodes, weights, strict=True):
         x = 2 * node - 1

@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from igr import _checks, functional
+from igr._quadrature import recomputed
 
 __all__ = ["Recovered", "argmax_log_probs", "log_normal_cdf", "monte_carlo_probs", "uniform_loc"]
 
@@ -379,14 +379,6 @@ def _broadcast_shapes(shape: Sequence[int], **other: Sequence[int]) -> tuple[int
         ) from None
 
 
-def _can_recompute(loc: Tensor, scale: Tensor) -> bool:
-    """Whether a chunk can be, and need be, computed again in the backward pass."""
-    if not (torch.is_grad_enabled() and (loc.requires_grad or scale.requires_grad)):
-        return False
-    # torch.func.grad and its siblings cannot differentiate a checkpoint
-    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
-
-
 def _log_integrals(
     loc: Tensor,
     scale: Tensor,
@@ -423,16 +415,10 @@ def _log_integrals(
             num_nodes = rule.num_nodes(float(reach))
 
     chunks = rows(num_nodes)
-    recompute = len(chunks) > 1 and _can_recompute(loc, scale)
     parts = []
     for i in chunks:
         inputs = (loc[i], scale[i], part(allowed, i), _Span(*(x[i] for x in span)), rule, num_nodes)
-        if recompute:
-            parts.append(
-                checkpoint(_integrate, *inputs, use_reentrant=False, preserve_rng_state=False)
-            )
-        else:
-            parts.append(_integrate(*inputs))
+        parts.append(_integrate(*inputs) if len(chunks) == 1 else recomputed(_integrate, *inputs))
     return torch.cat(parts)
 
 

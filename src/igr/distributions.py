@@ -725,12 +725,23 @@ class StickBreakingIGR(IGR):
         transform = Compose([StickBreaking(), close])
         super().__init__(loc, scale, transform, validate_args)
 
-    def discrete(self) -> RecoveredCategorical:  # type: ignore[override]  # exact: no samples to ask for
+    def discrete(
+        self, num_samples: int | None = None, *, smallest_scale: float | None = None
+    ) -> RecoveredCategorical:
         """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
 
-        Its last category has probability 0 (erratum E5). See `igr.stick_breaking.leader_log_probs`.
+        Its last category has probability 0 (erratum E5). Its cost is that of `SharpStickBreakingIGR.discrete`, and up
+        to three times that where all breaks are small.
+
+        Args:
+            num_samples: None for the exact probabilities, or a number of draws to estimate them from.
+            smallest_scale: see `igr.stick_breaking.leader_log_probs`.
         """
-        return self._recovered(logits=leader_log_probs(self.loc, self.scale, rest=False))
+        if num_samples is not None:
+            return super().discrete(num_samples)
+        return self._recovered(
+            logits=leader_log_probs(self.loc, self.scale, rest=False, smallest_scale=smallest_scale)
+        )
 
 
 class SharpStickBreakingIGR(IGR):
@@ -766,12 +777,26 @@ class SharpStickBreakingIGR(IGR):
         """Which categories are allowed; None where all are."""
         return self.transform.parts[-1].allowed  # type: ignore[attr-defined]
 
-    def discrete(self) -> RecoveredCategorical:  # type: ignore[override]  # exact: no samples to ask for
+    def discrete(
+        self, num_samples: int | None = None, *, smallest_scale: float | None = None
+    ) -> RecoveredCategorical:
         """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
 
-        See `igr.stick_breaking.leader_log_probs`.
+        For 2,000 variables of K = 10 and scales as a new head has them it takes some 15 times as long as
+        `SoftmaxIGR.discrete`, gradients included, and 100 MB. The cost grows in proportion to K and, for each variable
+        alone, up to the cube of the inverse of its smallest scale where that is below 0.6.
+
+        Args:
+            num_samples: None for the exact probabilities, or a number of draws to estimate them from.
+            smallest_scale: see `igr.stick_breaking.leader_log_probs`.
         """
-        return self._recovered(logits=leader_log_probs(self.loc, self.scale, allowed=self.allowed))
+        if num_samples is not None:
+            return super().discrete(num_samples)
+        return self._recovered(
+            logits=leader_log_probs(
+                self.loc, self.scale, allowed=self.allowed, smallest_scale=smallest_scale
+            )
+        )
 
 
 class PlanarIGR(IGR):

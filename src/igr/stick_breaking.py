@@ -1,39 +1,50 @@
 r"""Which category of a broken stick is the largest: exact probabilities where Proposition 2 does not apply.
 
 Let :math:`w = SB(\sigma(y))` (16) with independent Gaussian y, :math:`R_k = \prod_{i \le k} (1 - \sigma(y_i))` what is
-left after k breaks, and :math:`r_k = \max_{j \le k} w_j / R_k` how far the leader is ahead of it. Then
+left after k breaks, :math:`x_k = \max_{j \le k} \log (w_j / R_k)` how far the leader is ahead of it, and
+:math:`m_k = \max_{j > k} \log (w_j / R_k)` the best of what is to come. Then
 
-.. math:: r_k = \max\Big(\frac{r_{k-1}}{1 - \sigma(y_k)},\; e^{y_k}\Big),
+.. math:: x_k = \max(x_{k-1} + \zeta(y_k),\; y_k), \qquad
+          m_{k-1} = \max(m_k - \zeta(y_k),\; \log \sigma(y_k)), \qquad \zeta(y) = \log (1 + e^y),
 
-so r is a Markov chain on one dimension: category k takes the lead when :math:`\sigma(y_k) > r_{k-1}`, and once
-:math:`r_k \ge 1` nothing that is left can overtake. With :math:`G_k(r) = P(r_k \le r)`, which runs forward, and
-:math:`V_k(r)`, the probability that a leader with :math:`r_k = r` keeps the lead, which runs backward,
+and category k wins where :math:`x_{k-1} < \log \sigma(y_k)` and :math:`m_k < y_k`. What came before, the break, and
+what is to come are independent, so with :math:`G_k(x) = P(x_k \le x)`
 
-.. math:: G_k(r) = \int_{-\infty}^{\log r} \phi_k(y)\, G_{k-1}\big(r (1 - \sigma(y))\big)\, dy, \qquad
-          V_{k-1}(r) = \int_{\sigma(y) < r} \phi_k(y)\, V_k\Big(\frac{r}{1 - \sigma(y)}\Big)\, dy, \\
-          P(k) = \int \phi_k(y)\, G_{k-1}(\sigma(y))\, V_k(e^y)\, dy, \qquad P(K) = G_{K-1}(1).
+.. math:: G_k(x) = \int_{y < x} \phi_k(y)\, G_{k-1}(x - \zeta(y))\, dy, \qquad
+          P(k) = E_{m_k} \int_{y > m_k} \phi_k(y)\, G_{k-1}(\log \sigma(y))\, dy, \qquad P(K) = G_{K-1}(0).
 
-All three are one-dimensional integrals of smooth functions.
+Only :math:`-\log(K - k) \le x \le 0` matters after k breaks: a leader below that loses for sure, one above has won.
+There G is as smooth as the Gaussians are, so the polynomial through its values at a few Chebyshev nodes is as good as
+G itself, and the law of m, which is not smooth, is needed for the integrals of such polynomials only: it is kept as
+weights of the same nodes. Nodes and those of the integrals depend on K and on the smallest scale, not on the rest of
+the parameters. So problems that need the same resolution share them, and the work is in matrix products.
 """
 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igr import functional
-from igr._quadrature import gauss_legendre
+from igr import _checks, functional
+from igr._quadrature import gauss_legendre, recomputed
 
 __all__ = ["leader_log_probs"]
 
-_CUT = 7.5  # a Gaussian has 3e-14 of its mass further out
-_HIGH = 16.0  # logit of the largest r below 1 that is told from 1
-_ORDER = 6  # points of the interpolation
-_POINTS_PER_SCALE = 8
+_CUT = 6.0  # a Gaussian has 2e-9 of its mass further out
+_FAR = 16.0  # breaks that leave or take e^-16 of what a polynomial resolves leave or take nothing
+_COARSEST = 0.6  # scales above this need no fewer nodes: log(1 + e^y) bends
+_FINEST = 0.02
+_STEPS = 3  # resolutions between one and its half
+_UNREAD_SCALE, _UNREAD_DEPTH = 0.1, 8.0  # where values cannot be read
+_TAIL_POINTS = 5  # of the polynomials that stand for G where y runs off to either side
+_TAIL_NODES = 20
+_PANEL, _PANEL_NODES = 0.6, 3  # width in scales
+_NODES_PER_SCALE, _LEAST_NODES = 2.1, 7  # of G
+_NODES_AT_ONCE = 24
+_SMALLEST = 1e-12  # smaller probabilities are lost in rounding
 
 
 def leader_log_probs(
@@ -42,8 +53,8 @@ def leader_log_probs(
     *,
     rest: bool = True,
     allowed: Tensor | None = None,
-    num_points: int | None = None,
-    num_nodes: int | None = None,
+    smallest_scale: float | None = None,
+    max_elements: int = 2**21,
 ) -> Tensor:
     r"""Log-probabilities of the category with the largest stick-breaking weight, for all K at O(K) cost.
 
@@ -55,8 +66,10 @@ def leader_log_probs(
         rest: whether what is left of the stick is a category, the last. In (18) it is never chosen (erratum E5).
         allowed: boolean, broadcasts against ``(*batch, K)``; other categories break nothing off, and the last allowed
             one takes what is left.
-        num_points: points of the grid that G and V are kept on; by default as many as range and smallest scale ask for.
-        num_nodes: nodes of each integral; by default as many as the ratio of the scales asks for.
+        smallest_scale: what to resolve; smaller scales count as this. By default each element's own smallest, or 0.02
+            where that is larger. Where values cannot be read (a compiled or exported graph, `torch.func.vmap`): 0.1.
+        max_elements: size of the largest tensors that are held. Batches that need more are computed in chunks, and
+            computed again in the backward pass (not under `torch.func.grad`, which keeps them all).
 
     Returns:
         ``(*batch, K)``. The probabilities are off by less than 1e-6 for scales in [0.05, 5] and loc in [-10, 10].
@@ -66,6 +79,7 @@ def leader_log_probs(
     """
     dtype = loc.dtype
     loc, scale = torch.broadcast_tensors(loc.double(), scale.double())
+    active = None
     if allowed is not None:
         active = functional.stick_breaking_active(allowed)
         batch = torch.broadcast_shapes(loc.shape[:-1], allowed.shape[:-1])
@@ -73,12 +87,15 @@ def leader_log_probs(
         active = active.expand(loc.shape)
         # A break this far down takes nothing off.
         loc, scale = torch.where(active, loc, -1e3), torch.where(active, scale, 1.0)
-    else:
-        active = torch.ones_like(loc, dtype=torch.bool)
-    probs = _Recursion(loc, scale, active, rest, num_points, num_nodes).probs()
+    *batch, num_breaks = loc.shape
+    loc, scale = loc.reshape(-1, num_breaks), scale.reshape(-1, num_breaks)
+    probs = _probs(loc, scale, rest, smallest_scale, max_elements)
+    probs = probs.reshape(*batch, num_breaks + 1)
+    if not rest:
+        probs = torch.cat([probs[..., :-1], torch.zeros_like(probs[..., -1:])], -1)
     if allowed is not None:
         probs = _move_rest(probs, allowed.expand(probs.shape))
-    probs = probs.clamp_min(1e-300)
+    probs = probs.clamp_min(_SMALLEST)
     log_probs = probs.log() - probs.sum(-1, keepdim=True).log()
     if not rest and allowed is None:
         log_probs = torch.cat(
@@ -97,175 +114,266 @@ def _move_rest(probs: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(position == last, probs[..., -1:], own)
 
 
-class _Recursion:
-    """G forward and V backward, on grids that are uniform in logit r.
+def _probs(
+    loc: Tensor, scale: Tensor, rest: bool, smallest: float | None, max_elements: int
+) -> Tensor:
+    """P(k) for all k, ``(batch, K)``: problems of like needs together, in chunks."""
+    if not _checks.values_can_be_read(loc, scale):
+        declared = smallest or _UNREAD_SCALE, 0.0 if rest else _UNREAD_DEPTH
+        return _Nodes(*declared, loc, max_elements).probs(loc, scale)
+    if not loc.shape[0]:
+        return torch.cat([loc, loc[:, :1]], -1)
+    with torch.no_grad():
+        finest = scale.amin(-1) if smallest is None else torch.full_like(scale[:, 0], smallest)
+        steps = (_STEPS * torch.log2(_COARSEST / finest.clamp_min(_FINEST))).ceil().clamp_min(0)
+        depth = torch.zeros_like(steps)
+        if not rest:
+            # All breaks are smaller than this with a probability that may be left out.
+            depth = -(loc - _CUT * scale).amax(-1).clamp_max(0.0).floor()
+            # Where all breaks are negligible, they may as well be larger by the same factor.
+            up = (-20.0 - (loc + _CUT * scale).amax(-1)).clamp_min(0.0).floor()
+            up = up.minimum((depth - 30.0).clamp_min(0.0))
+            depth = (depth - up).clamp_max(60.0)
+        needs, group = torch.stack([steps, depth], -1).unique(dim=0, return_inverse=True)
+        order = group.argsort()
+        sizes = group.bincount().tolist()
+    if not rest:
+        loc = loc + up.unsqueeze(-1)
+    parts = []
+    for need, rows in zip(needs.tolist(), order.split(sizes), strict=True):
+        nodes = _Nodes(_COARSEST * 2 ** (-need[0] / _STEPS), need[1], loc, max_elements)
+        for chunk in rows.split(nodes.at_once):
+            parts.append(recomputed(nodes.probs, loc[chunk], scale[chunk]))
+    return torch.cat(parts)[order.argsort()]
 
-    Grids and nodes are constants, and the Gaussian densities at the nodes carry the gradient: with every domain cut
-    where it has no mass, or where the integrand is zero, that is the derivative of the integral.
+
+class _Nodes:
+    """Nodes of all G, and of the integrals over all breaks, for one resolution.
+
+    Args:
+        finest: smallest scale.
+        depth: what is left in the end counts as a category exp(depth) times smaller than it is.
+        like: of whose shape, dtype and device the parameters are.
+        max_elements: size of the largest tensors to hold.
+    """
+
+    def __init__(self, finest: float, depth: float, like: Tensor, max_elements: int) -> None:
+        self.finest, self.max_elements = max(finest, _FINEST), max_elements
+        finest = min(self.finest, _COARSEST)
+        later = range(like.shape[-1] - 1, -1, -1)
+        self.levels: list[_Level] = []
+        for n in later:
+            previous = self.levels[-1] if self.levels else None
+            low, high = -math.log(n + math.exp(depth)), 0.0 if n else -depth
+            self.levels.append(_Level(low, high, finest, previous, max_elements, like))
+        ends = [[level.left, -level.right] for level in self.levels]
+        self.ends = torch.tensor(ends, dtype=like.dtype, device=like.device)
+        held = sum(level.num_elements for level in self.levels)
+        self.at_once = max(1, max_elements // held)
+
+    def probs(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """P(k) for all k, ``(batch, K)``."""
+        scale = scale.clamp_min(self.finest)
+        coefficients = torch.ones_like(loc[:, :1])
+        tails = _tail_masses(torch.stack([loc, -loc], -1), scale.unsqueeze(-1), self.ends)
+        forward = []
+        for k, level in enumerate(self.levels):
+            inner = _masses(level.y, level.weights, loc[:, k, None], scale[:, k, None])
+            masses = torch.cat([tails[:, k, 0], inner, tails[:, k, 1]], -1)
+            kept = level.kept(masses)
+            taken = masses[:, level.first_taken :]
+            forward.append((kept, taken, taken * (coefficients @ level.taken_terms.T)))
+            values = (kept @ coefficients.unsqueeze(-1)).squeeze(-1)
+            coefficients = values @ level.to_coefficients.T
+        # The law of m after the last break: what is left is all that is to come.
+        law = torch.ones_like(loc[:, :1])
+        probs = [values[:, 0]]
+        for k in reversed(range(len(self.levels))):
+            kept, taken, leads = forward[k]
+            beaten = law @ self.levels[k].below
+            probs.append((leads * beaten).sum(-1))
+            if k:
+                law = (law.unsqueeze(1) @ kept).squeeze(1)
+                law = law + (taken * beaten) @ self.levels[k].taken_terms
+                law = law @ self.levels[k - 1].to_coefficients
+        return torch.stack(probs[::-1], -1)
+
+
+class _Level:
+    """Nodes of G after one break, and of the integrals over that break y, all of them constants.
+
+    The integrals are sums over a number of y: some that stand for all below `left`, those of panels between `left` and
+    `right` with the nodes of G among their ends, and some that stand for all above `right`. For a node x, the leader is
+    kept by those below it, of which `kept` has log(1 + e^y), and may be overtaken by those above, of which `taken` has
+    log(1 + e^-y).
     """
 
     def __init__(
         self,
-        loc: Tensor,
-        scale: Tensor,
-        active: Tensor,
-        rest: bool,
-        num_points: int | None,
-        num_nodes: int | None,
+        low: float,
+        high: float,
+        finest: float,
+        previous: _Level | None,
+        max_elements: int,
+        like: Tensor,
     ) -> None:
-        self.loc, self.scale, self.rest = loc, scale, rest
-        with torch.no_grad():
-            left = (loc - _CUT * scale).masked_fill(~active, torch.inf)
-            self.low = left.amin(-1).clamp(-1e3, -1.0)
-            finest = scale.masked_fill(~active, torch.inf).amin().clamp(max=1.0)
-            if num_points is None:
-                span = _HIGH - float(self.low.min())
-                num_points = max(64, min(2048, math.ceil(_POINTS_PER_SCALE * span / float(finest))))
-            if num_nodes is None:
-                ratio = float((scale.masked_fill(~active, 0.0).amax() / finest).clamp(min=1.0))
-                num_nodes = min(256, math.ceil(16 + 16 * ratio))
-            # The logarithm of the number of categories after break k, what is left included: the largest of them
-            # has at least its share of what is left, so a leader with less than that loses for sure.
-            later = active.flip(-1).cumsum(-1).flip(-1)
-            self.log_later = (later - active.to(later.dtype) + 1).to(loc.dtype).log()
-            self.fractions = torch.linspace(0, 1, num_points, dtype=loc.dtype, device=loc.device)
-            self.nodes, self.weights = (x.to(loc.device) for x in gauss_legendre(num_nodes))
+        def constant(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=like.dtype, device=like.device)
 
-    def probs(self) -> Tensor:
-        """P(k) for all k, ``(*batch, K)``."""
-        keeps = self._backward()
-        behind: Tensor | None = None
-        out = []
-        for k in range(self.loc.shape[-1]):
-            out.append(self._takes_and_keeps(k, behind, keeps[k]))
-            behind = self._forward(k, behind)
-        # What is left wins where r stays below 1: the upper end of the grid.
-        left = torch.zeros_like(out[0]) if behind is None or not self.rest else behind[..., -1]
-        return torch.stack([*out, left], -1)
+        self.low = low
+        num_nodes = (
+            math.ceil(_NODES_PER_SCALE * (high - low) / finest) + _LEAST_NODES if low < high else 1
+        )
+        x = [high + (low - high) * t for t in reversed(_chebyshev_nodes(num_nodes))]
+        # Beyond these, the polynomial through a few points stands for G.
+        reach = math.log(math.expm1(finest / 2))
+        self.left, self.right = min(low, reach), -reach
+        lower, upper = _panels(self.left, low, finest), _panels(high, self.right, finest)
+        edges = constant([*lower, *x, *upper[1:], self.right])
+        nodes, weights = map(constant, _PANEL_RULE)
+        width = edges.diff().unsqueeze(-1)
+        self.y = (edges[:-1].unsqueeze(-1) + width * nodes).flatten()
+        self.weights = (width * weights).flatten()
 
-    def _forward(self, k: int, behind: Tensor | None) -> Tensor:
-        """G after break k, from G before it."""
-        log_r = F.logsigmoid(self._grid(self.low))
-        if behind is None:
-            return torch.special.ndtr((log_r - self.loc[..., k, None]) / self.scale[..., k, None])
-        y, mass = self._nodes_between(k, None, log_r)
-        before = _logit_exp(log_r.unsqueeze(-1) - F.softplus(y))
-        return (mass * _interpolate(behind, self.low, before)).sum(-1)
+        self.x = constant(x)
+        self.to_coefficients = _to_coefficients(num_nodes, like).flip(-1)
+        first, last = _PANEL_NODES * len(lower), _PANEL_NODES * (len(lower) + num_nodes - 1)
+        tail = constant(_chebyshev_nodes(_TAIL_POINTS))
+        self.log_kept = torch.cat([_softplus(self.left) * tail, F.softplus(self.y[:last])])
+        log_taken = torch.cat([F.softplus(-self.y[first:]), _softplus(-self.right) * tail])
+        self.first_taken = _TAIL_POINTS + first
+        # Which nodes lie below each y that may be taken; each y that may be kept is below those after.
+        node = torch.arange(num_nodes, device=like.device).unsqueeze(-1)
+        y = torch.arange(len(log_taken), device=like.device)
+        self.below = (_PANEL_NODES * node <= y).to(like)
 
-    def _backward(self) -> list[tuple[Tensor, Tensor]]:
-        """V after each break, with the lower end of its grid."""
-        num_breaks = self.loc.shape[-1]
-        low = self._lower_end(num_breaks - 1)
-        value = torch.full_like(self._grid(low), 0.0 if self.rest else 1.0)
-        out = [(value, low)]
-        for k in reversed(range(1, num_breaks)):
-            least = -self.log_later[..., k, None]
-            later_low, low = low, self._lower_end(k - 1)
-            c = self._grid(low)
-            log_r = F.logsigmoid(c)
-            # Below this y the leader stays too small to keep the lead; above -c it has won.
-            start = None
-            if self.rest:
-                start = _log_expm1(least - log_r)
-            # The leader's share of what is left passes a half: there V bends.
-            half = _log_expm1(-math.log(2) - log_r)
-            y, mass = self._nodes_between(k, start, torch.minimum(c, -c), bend=half)
-            after = _logit_exp((log_r.unsqueeze(-1) + F.softplus(y)).clamp_max(-1e-15))
-            value = (mass * _interpolate(value, later_low, after)).sum(-1)
-            loc, scale = self.loc[..., k, None], self.scale[..., k, None]
-            won = torch.special.ndtr((c - loc) / scale) - torch.special.ndtr((-c - loc) / scale)
-            value = value + torch.where(c > 0, won, 0.0)
-            out.append((value, low))
-        return out[::-1]
+        self.previous_low, self.num_terms = 0.0, 1
+        if previous is not None:
+            self.previous_low, self.num_terms = previous.low, len(previous.x)
+        self.taken_terms = self._terms(-log_taken)
+        self.num_elements = num_nodes * self.num_terms + 4 * len(self.y)
+        # Some nodes at a time: each needs only what lies below it. Where even that is much, when it is needed.
+        at_once = min(_NODES_AT_ONCE, max(1, max_elements // (len(self.log_kept) * self.num_terms)))
+        self.parts = [slice(i, min(i + at_once, num_nodes)) for i in range(0, num_nodes, at_once)]
+        self.kept_terms: list[Tensor] | None = None
+        if len(self.log_kept) * num_nodes * self.num_terms <= max_elements:
+            self.kept_terms = [self._kept_terms(part) for part in self.parts]
 
-    def _takes_and_keeps(
-        self, k: int, behind: Tensor | None, keeps: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """P(k): category k takes the lead at its break, and keeps it."""
-        zero = torch.zeros_like(self.low).unsqueeze(-1)
-        # For good, where it takes more than it leaves.
-        y, mass = self._nodes_between(k, zero, None)
-        total = (mass * self._before(behind, y)).sum((-1, -2))
-        least = -self.log_later[..., k, None] if self.rest else None
-        y, mass = self._nodes_between(k, least, zero, bend=zero - math.log(2))
-        kept = _interpolate(*keeps, _logit_exp(y.clamp_max(-1e-15)))
-        return total + (mass * self._before(behind, y) * kept).sum((-1, -2))
+    def kept(self, masses: Tensor) -> Tensor:
+        """What takes coefficients of G before the break to its values after it, ``(batch, nodes, terms)``."""
+        if self.kept_terms is not None:
+            parts = [_combine(masses, terms) for terms in self.kept_terms]
+        else:
 
-    def _before(self, behind: Tensor | None, y: Tensor) -> Tensor:
-        return torch.ones_like(y) if behind is None else _interpolate(behind, self.low, y)
+            def combine(masses: Tensor, part: slice) -> Tensor:
+                return _combine(masses, self._kept_terms(part))
 
-    def _grid(self, low: Tensor) -> Tensor:
-        return low.unsqueeze(-1) + self.fractions * (_HIGH - low).unsqueeze(-1)
+            parts = [recomputed(combine, masses, part) for part in self.parts]
+        return torch.cat(parts, 1).unflatten(1, (-1, self.num_terms))
 
-    def _lower_end(self, k: int) -> Tensor:
-        """Logit of the smallest r that a leader after break k can keep the lead with, or that matters."""
-        if not self.rest:
-            return self.low
-        exact = -torch.log(torch.expm1(self.log_later[..., k]).clamp_min(math.exp(1 - _HIGH)))
-        return torch.maximum(exact, self.low)
+    def _kept_terms(self, part: slice) -> Tensor:
+        """Terms of G before the break at x - log(1 + e^y), for some nodes x and each y below, ``(n, nodes terms)``."""
+        x = self.x[part]
+        counts = self.first_taken + _PANEL_NODES * torch.arange(
+            part.start, part.stop, device=x.device
+        )
+        num_kept = self.first_taken + _PANEL_NODES * (part.stop - 1)
+        terms = self._terms(x - self.log_kept[:num_kept].unsqueeze(-1))
+        is_below = torch.arange(num_kept, device=x.device).unsqueeze(-1) < counts
+        return (terms * is_below.unsqueeze(-1)).flatten(1)
 
-    def _nodes_between(
-        self, k: int, start: Tensor | None, end: Tensor | None, *, bend: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Nodes of y_k between two bounds ``(*batch, n)``, and the Gaussian mass that each stands for.
-
-        With a `bend`, a y where the integrand changes its slope, they are even in x on either side of it, where
-        y = end + log sigmoid(x): towards the end, logit r runs off to infinity as x does.
-        """
-        loc, scale = self.loc[..., k, None, None], self.scale[..., k, None, None]
-        with torch.no_grad():
-            first, last = loc - _CUT * scale, loc + _CUT * scale
-            if start is not None:
-                first = torch.maximum(first, start.unsqueeze(-1))
-            if end is not None:
-                last = torch.minimum(last, end.unsqueeze(-1))
-            last = torch.maximum(first, last)
-            if bend is None or end is None:
-                y = first + (last - first) * self.nodes
-                weight = (last - first) * self.weights
-            else:
-                end = end.unsqueeze(-1)
-                first, middle, last = (
-                    _logit_exp((y - end).clamp_max(-math.exp(-_HIGH)))
-                    for y in (first, bend.unsqueeze(-1), last)
-                )
-                middle = torch.maximum(torch.minimum(middle, last), first)
-                x = [first + (middle - first) * self.nodes, middle + (last - middle) * self.nodes]
-                weights = [(middle - first) * self.weights, (last - middle) * self.weights]
-                joined = torch.cat(x, -1)
-                y = end + F.logsigmoid(joined)
-                weight = torch.cat(weights, -1) * torch.sigmoid(-joined)
-        z = (y - loc) / scale
-        return y, weight * torch.exp(-0.5 * z * z) / (scale * math.sqrt(2 * math.pi))
+    def _terms(self, x: Tensor) -> Tensor:
+        """What G before the break is a sum of, at x; before the first break, it is 1."""
+        if self.num_terms == 1:
+            return torch.ones_like(x).unsqueeze(-1)
+        return _chebyshev(x / self.previous_low, self.num_terms)
 
 
-def _logit_exp(log_p: Tensor) -> Tensor:
-    """Logit of exp(log_p)."""
-    return log_p - torch.log(-torch.expm1(log_p))
+def _combine(masses: Tensor, terms: Tensor) -> Tensor:
+    return masses[:, : terms.shape[0]] @ terms
 
 
-def _log_expm1(x: Tensor) -> Tensor:
-    """log(exp(x) - 1), and -inf where x is not positive."""
-    return torch.where(x > 0, x + torch.log(-torch.expm1(-x.abs())), -torch.inf)
+def _panels(start: float, end: float, finest: float) -> list[float]:
+    """Where panels begin that a Gaussian of the finest scale is smooth on."""
+    number = math.ceil((end - start) / (_PANEL * finest))
+    return [start + (end - start) * i / number for i in range(number)]
 
 
-@lru_cache(maxsize=1)
-def _polynomial() -> Tensor:
-    """What takes values at consecutive points to the coefficients of the polynomial through them."""
-    points = torch.arange(_ORDER, dtype=torch.float64) - (_ORDER - 1) / 2
-    return torch.linalg.inv(torch.linalg.vander(points, N=_ORDER)).T.contiguous()
+def _chebyshev_nodes(number: int) -> list[float]:
+    """Extrema of a Chebyshev polynomial, on [0, 1]."""
+    return [0.5 - 0.5 * math.cos(math.pi * i / max(1, number - 1)) for i in range(number)]
 
 
-def _interpolate(values: Tensor, low: Tensor, c: Tensor) -> Tensor:
-    """Values on the grid from `low` up, at c by Lagrange's polynomial; 0 below the grid and constant above it."""
-    num_points = values.shape[-1]
-    low = low.reshape(*low.shape, *(1,) * (c.dim() - low.dim()))
-    position = ((c - low) * ((num_points - 1) / (_HIGH - low))).clamp(-1.0, num_points - 1.0)
-    base = (position.floor() - (_ORDER // 2 - 1)).clamp(0, num_points - _ORDER)
-    t = position - (base + (_ORDER - 1) / 2)
-    index = base.long().flatten(values.dim() - 1)
-    coefficients = values.unfold(-1, _ORDER, 1) @ _polynomial().to(values.device)
-    total = coefficients[..., -1].gather(-1, index).reshape(t.shape)
-    for j in reversed(range(_ORDER - 1)):
-        total = torch.addcmul(coefficients[..., j].gather(-1, index).reshape(t.shape), total, t)
-    return torch.where(position < 0, 0.0, total)
+def _to_coefficients(number: int, like: Tensor) -> Tensor:
+    """What takes values at `_chebyshev_nodes` to the coefficients of `_chebyshev` of the polynomial through them."""
+    if number == 1:
+        return torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    i = torch.arange(number, dtype=like.dtype, device=like.device)
+    half = torch.where((i == 0) | (i == number - 1), 0.5, 1.0)
+    cosines = torch.cos(math.pi / (number - 1) * (i.unsqueeze(-1) * i))
+    return cosines * half * half.unsqueeze(-1) * (2 / (number - 1))
+
+
+def _chebyshev(t: Tensor, number: int) -> Tensor:
+    """Chebyshev polynomials T_0, T_1, ... at 1 - 2t, ``(*shape, number)``."""
+    t = (1 - 2 * t).clamp(-1, 1)
+    out = [torch.ones_like(t), t]
+    for _ in range(number - 2):
+        out.append(2 * t * out[-1] - out[-2])
+    return torch.stack(out[:number], -1)
+
+
+def _masses(y: Tensor, weights: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Gaussian densities at y times the weights of y."""
+    z = (y - loc) / scale
+    log_norm = -scale.log() - 0.5 * math.log(2 * math.pi)
+    return weights * torch.exp(torch.addcmul(log_norm, z, z, value=-0.5))
+
+
+def _tail_masses(loc: Tensor, scale: Tensor, end: Tensor) -> Tensor:
+    """What the points of tails stand for: all y < end, polynomials in log(1 + e^y) being integrated.
+
+    Nodes are constants, and the densities at the nodes carry the gradient: with every domain cut where it has no mass,
+    that is the derivative of the integral.
+    """
+    nodes, weights, to_masses = (
+        torch.tensor(values, dtype=loc.dtype, device=loc.device)
+        for values in (*_TAIL_RULE, _TAIL_POLYNOMIALS)
+    )
+    with torch.no_grad():
+        first = (loc - _CUT * scale).maximum(end - _FAR).minimum(end)
+        width = ((loc + _CUT * scale).minimum(end).maximum(first) - first).unsqueeze(-1)
+        y = torch.addcmul(first.unsqueeze(-1), width, nodes)
+        t = F.softplus(y) / F.softplus(end).unsqueeze(-1)
+        powers = [torch.ones_like(t), t]
+        while len(powers) < _TAIL_POINTS:
+            powers.append(powers[-1] * t)
+        basis = torch.stack(powers, -1)
+    inner = _masses(y, width * weights, loc.unsqueeze(-1), scale.unsqueeze(-1))
+    moments = (inner.unsqueeze(-2) @ basis).squeeze(-2)
+    # Further down, log(1 + e^y) is 0.
+    below = torch.special.ndtr((end - _FAR - loc) / scale).unsqueeze(-1)
+    moments = torch.cat([moments[..., :1] + below, moments[..., 1:]], -1)
+    return moments @ to_masses.T
+
+
+def _lagrange(number: int) -> list[list[float]]:
+    """Coefficients of powers of the polynomials that are 1 at one of `_chebyshev_nodes` and 0 at the others."""
+    nodes = _chebyshev_nodes(number)
+    out = []
+    for i, node in enumerate(nodes):
+        powers = [1.0]
+        for other in nodes[:i] + nodes[i + 1 :]:
+            shifted, scaled = [0.0, *powers], [-other * c for c in [*powers, 0.0]]
+            powers = [(a + b) / (node - other) for a, b in zip(shifted, scaled, strict=True)]
+        out.append(powers)
+    return out
+
+
+def _softplus(y: float) -> float:
+    return math.log1p(math.exp(y))
+
+
+# Made once: a compiler would trace their making.
+_PANEL_RULE, _TAIL_RULE = gauss_legendre(_PANEL_NODES), gauss_legendre(_TAIL_NODES)
+_TAIL_POLYNOMIALS = _lagrange(_TAIL_POINTS)
