@@ -451,7 +451,7 @@ class GumbelSoftmaxHead(Head):
 
 def _equal_pieces(n: int) -> Tensor:
     """Loc at scale 1 where the n breaks of a stick take 1/(n+1), 1/n, ..., 1/2 of what is left, on average."""
-    nodes, weights = gauss_legendre(32)
+    nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in gauss_legendre(32))
     noise = 16 * nodes - 8
     weights = weights * (-0.5 * noise * noise).exp()
     weights = weights / weights.sum()
