@@ -12,21 +12,24 @@ from torch.distributions import Distribution
 
 __all__ = ["PyroSite"]
 
-_MIXIN = "pyro.distributions.torch_distribution"
+
+def _mixin() -> Any:
+    """What Pyro's own distributions inherit from; None until Pyro has been imported."""
+    module = sys.modules.get("pyro.distributions.torch_distribution")
+    return getattr(module, "TorchDistributionMixin", None)
 
 
 class _Theirs:
-    """An attribute of Pyro's own distributions, as they have it. Pyro is imported where it is used, not before."""
+    """An attribute of Pyro's own distributions, as they have it, once Pyro has been imported."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        try:
-            from pyro.distributions.torch_distribution import TorchDistributionMixin
-        except ImportError as error:
-            raise AttributeError(f"{self.name}: this is Pyro's, which is not here") from error
-        return getattr(TorchDistributionMixin, self.name).__get__(instance, owner)
+        mixin = _mixin()
+        if mixin is None:
+            raise AttributeError(f"{self.name}: distributions have it in Pyro; import pyro first")
+        return getattr(mixin, self.name).__get__(instance, owner)
 
 
 class _Shape(tuple[int, ...]):
@@ -102,7 +105,7 @@ class PyroSite(Distribution):
 
 def _register() -> bool:
     """Have Pyro take `PyroSite` for its own, if it has been imported; whether it did not until now."""
-    mixin = getattr(sys.modules.get(_MIXIN), "TorchDistributionMixin", None)
+    mixin = _mixin()
     if mixin is None or issubclass(PyroSite, mixin):
         return False
     mixin.register(PyroSite)
