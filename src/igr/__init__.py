@@ -1,74 +1,27 @@
 """Invertible Gaussian Reparameterization: relaxed categorical variables from Gaussian noise."""
 
-from igr import constraints, discrete, estimators, functional, kl, nn, objectives, priors
-from igr.countable import CountableIGR
-from igr.distributions import (
-    IGR,
-    GumbelSoftmax,
-    PlanarIGR,
-    RecoveredCategorical,
-    Relaxation,
-    SharpStickBreakingIGR,
-    SoftmaxIGR,
-    StickBreakingIGR,
-)
-from igr.functional import (
-    gumbel_softmax,
-    igr_softmax,
-    planar_igr_softmax,
-    sharp_stick_breaking_igr_softmax,
-    stick_breaking_igr_softmax,
-)
-from igr.kl import kl_divergence, monte_carlo_kl, plug_in_kl
-from igr.objectives import elbo, importance_weighted_bound, released_estimate
-from igr.priors import match
-from igr.transforms import (
-    Close,
-    Compose,
-    Planar,
-    Sharpen,
-    SoftmaxPlusPlus,
-    StickBreaking,
-    VertexInterpolation,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from igr._public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "IGR",
-    "Close",
-    "Compose",
-    "CountableIGR",
-    "GumbelSoftmax",
-    "Planar",
-    "PlanarIGR",
-    "RecoveredCategorical",
-    "Relaxation",
-    "SharpStickBreakingIGR",
-    "Sharpen",
-    "SoftmaxIGR",
-    "SoftmaxPlusPlus",
-    "StickBreaking",
-    "StickBreakingIGR",
-    "VertexInterpolation",
-    "constraints",
-    "discrete",
-    "elbo",
-    "estimators",
-    "functional",
-    "gumbel_softmax",
-    "igr_softmax",
-    "importance_weighted_bound",
-    "kl",
-    "kl_divergence",
-    "match",
-    "monte_carlo_kl",
-    "nn",
-    "objectives",
-    "planar_igr_softmax",
-    "plug_in_kl",
-    "priors",
-    "released_estimate",
-    "sharp_stick_breaking_igr_softmax",
-    "stick_breaking_igr_softmax",
-]
+
+def __getattr__(name: str) -> Any:
+    # At the first use, so that the command's help does not wait for torch.
+    if name in {module.name for module in iter_modules(__path__)}:  # noqa: F405
+        return import_module(f"igr.{name}")
+    if name != "__all__" and name.startswith("__"):
+        raise AttributeError(f"module 'igr' has no attribute {name!r}")
+    public = import_module("igr._public")
+    globals().update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+    if name not in globals():
+        raise AttributeError(f"module 'igr' has no attribute {name!r}")
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return [*__getattr__("__all__"), "__version__"]

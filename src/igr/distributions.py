@@ -1045,3 +1045,7 @@ def _no_mask(form: type, allowed: None) -> None:
             f"allowed: {form.__name__} cannot rule categories out; igr.SoftmaxIGR, igr.SharpStickBreakingIGR and "
             "igr.GumbelSoftmax can"
         )
+
+
+# Their divergences are registered with torch, however this module came to be imported.
+import igr.kl  # noqa: E402, F401

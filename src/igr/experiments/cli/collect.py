@@ -12,12 +12,16 @@ from igr.experiments.cli.console import say
 from igr.experiments.paper import results
 from igr.experiments.paper.plan import check_root
 
+EXAMPLES = (
+    "igr collect runs/paper --into results",
+    "igr collect igr-reproduce --into results",
+)
+
 
 def collect(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --scale full --out` wrote.")],
     into: Annotated[Path, typer.Option(help="Folder of results, such as results/ in a clone.")],
 ) -> None:
-    """Copy what is small of full-scale records, weights not among it, into a folder of results."""
     root = folder.expanduser()
     check_root(root)
     files = results.collect(root, into.expanduser())

@@ -27,6 +27,12 @@ from igr.experiments.training.config import SweepConfig
 DEMO_MARK = "made-by-igr-demo"
 
 
+EXAMPLES = (
+    "igr demo",
+    "igr demo --epochs 50 --seeds 1 --out runs/demo",
+)
+
+
 def demo(
     out_folder: Folder = Path("igr-demo"),
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = 200,
@@ -34,7 +40,6 @@ def demo(
     samples: Samples = 1000,
     threads: Threads = 1,
 ) -> None:
-    """Train discrete VAEs with IGR and with Gumbel-Softmax on scanned digits and compare them."""
     set_threads(threads)
     config = SweepConfig(
         dataset="digits",

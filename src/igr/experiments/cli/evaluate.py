@@ -20,6 +20,11 @@ from igr.experiments.cli.training import (
 from igr.experiments.runs.records import open_runs
 from igr.experiments.training.config import check_count
 
+EXAMPLES = (
+    "igr evaluate igr-vae",
+    "igr evaluate igr-vae/runs/igr-i-t0.1-s0 --samples 100 --limit 500",
+)
+
 
 def evaluate(
     folder: Annotated[
@@ -29,7 +34,6 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
     threads: Threads = 0,
 ) -> None:
-    """Evaluate trained runs as discrete models on the test set."""
     set_threads(threads)
     check_count("samples", samples)
     if limit is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail
+from igr.experiments.cli.training import say_whether_compiled
 from igr.experiments.runs import engines
 from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.stopping import Interrupted
@@ -29,6 +30,8 @@ def run_jobs(
     check_compute(compute)
     if not workers:
         workers = min(8, engines.cores()) if compute.device == "cpu" else 1
+    longest = max((job.units for job in jobs if not job.is_done(root)), default=0.0)
+    say_whether_compiled(compute, longest)
     try:
         engines.run(
             jobs,

@@ -11,6 +11,11 @@ from igr.experiments.cli import console
 from igr.experiments.cli.console import say
 from igr.experiments.paper import report as page
 
+EXAMPLES = (
+    "igr report igr-reproduce",
+    "igr report runs/paper --out paper.html",
+)
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --out` wrote.")],
@@ -18,7 +23,6 @@ def report(
         Path | None, typer.Option("--out", help="The page; by default report.html in the folder.")
     ] = None,
 ) -> None:
-    """Build one self-contained HTML page of all tables and figures there are records of."""
     root = folder.expanduser()
     path = (out_file or root / "report.html").expanduser()
     size = page.write(root, path)

@@ -9,20 +9,32 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table as Grid
 
 from igr.experiments.cli import console
-from igr.experiments.cli.console import say
+from igr.experiments.cli.console import Column, say
 from igr.experiments.cli.jobs import run_jobs
-from igr.experiments.cli.options import Compiled, Device, Engine, RayAddress, Workers
+from igr.experiments.cli.options import (
+    Compiled,
+    Device,
+    Engine,
+    RayAddress,
+    Workers,
+    choices,
+    flag,
+)
 from igr.experiments.paper import plan as plans
 from igr.experiments.paper import results
 from igr.experiments.paper.cells import read_cells, write_tables
-from igr.experiments.paper.plan import Entry, Options, nats
-from igr.experiments.paper.specs import ERRATA, SCALES, TABLES
+from igr.experiments.paper.plan import Entry, Options
+from igr.experiments.paper.specs import CHOICES, COLUMNS, ERRATA, SCALES, TABLES
 from igr.experiments.runs.progress import duration
+from igr.experiments.runs.sweep import nats
 from igr.experiments.training.compute import Compute
+
+EXAMPLES = (
+    "igr reproduce table1 --row igr-i --row gs --dataset mnist",
+    "igr reproduce all --scale full --workers 2 --out runs/paper",
+)
 
 
 def reproduce(
@@ -31,10 +43,19 @@ def reproduce(
         typer.Argument(help="table1 ... table5, figure1 ... figure8, temperatures, all; several."),
     ],
     scale: Annotated[
-        str, typer.Option(help="smoke: seconds; short: half an hour for all; full: as published.")
+        str,
+        typer.Option(
+            metavar=choices(SCALES),
+            help="smoke: a minute or two for all; short: half an hour; full: as published.",
+        ),
     ] = "short",
-    row: Annotated[list[str], typer.Option(help="Only this row; may be repeated.")] = [],  # noqa: B006
-    dataset: Annotated[list[str], typer.Option(help="Only this data set; may be repeated.")] = [],  # noqa: B006
+    row: Annotated[
+        list[str], typer.Option(help="Only this row, such as igr-i; may be repeated.")
+    ] = [],  # noqa: B006
+    dataset: Annotated[
+        list[str],
+        typer.Option(metavar=choices(COLUMNS), help="Only this data set; may be repeated."),
+    ] = [],  # noqa: B006
     temperature: Annotated[
         list[float],
         typer.Option(help="To choose from, instead of the scale's; a single one is simply used."),
@@ -52,8 +73,9 @@ def reproduce(
     choose: Annotated[
         str | None,
         typer.Option(
+            metavar=choices(CHOICES),
             help="halving (at full scale): compare candidates after a tenth and three tenths of the epochs, and go on"
-            " with the better; all: train all to the end; both: the latter, scored as the former would."
+            " with the better; all: train all to the end; both: the latter, scored as the former would.",
         ),
     ] = None,
     out_folder: Annotated[
@@ -61,15 +83,14 @@ def reproduce(
     ] = Path("igr-reproduce"),
     again: Annotated[
         bool,
-        typer.Option("--again", help="Run anew what is in the folder or comes with the package."),
+        flag("--again", "Run anew what is in the folder or comes with the package."),
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     workers: Workers = 0,
     device: Device = "cpu",
-    compiled: Compiled = False,
+    compiled: Compiled = None,
 ) -> None:
-    """Run the paper's tables and figures and print ours beside the paper's."""
     start = time.monotonic()
     options = Options(
         rows=tuple(row),
@@ -123,11 +144,15 @@ def _print_table(entries: Sequence[Entry]) -> None:
     title = f"{table.title}: {column.label}" + (f" ({stand_in} in its place)" if stand_in else "")
     released = table.has_released
     console.out.print(f"[bold]{title}[/]", soft_wrap=True)
-    shown = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("model")
-    titles = ["t", f"ours:\n{table.measure_label}", *["released\nestimate"] * released]
-    for name in (*titles, "paper", "ours -\npaper"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        Column("model", left=True),
+        Column("t", rank=3),
+        Column(f"ours:\n{table.measure_label}"),
+        *[Column("released\nestimate", rank=4)] * released,
+        Column("paper", rank=1),
+        Column("ours -\npaper", rank=2),
+    ]
+    rows = []
     for entry in entries:
         if entry.problem is not None:
             ours, temperature = "not available", ""
@@ -142,8 +167,8 @@ def _print_table(entries: Sequence[Entry]) -> None:
         difference = entry.difference
         cells.append(nats(*entry.paper) if entry.paper else "row of ours")
         cells.append(f"{difference:+.2f}" if math.isfinite(difference) else "")
-        shown.add_row(*cells)
-    console.out.print(shown)
+        rows.append(cells)
+    console.out.print(console.table(columns, rows))
 
 
 def _seeds(entries: Sequence[Entry]) -> str:

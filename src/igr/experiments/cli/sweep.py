@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from rich import box
 from rich.table import Table as Grid
 
 from igr.experiments.cli import console
-from igr.experiments.cli.console import say
+from igr.experiments.cli.console import Column, say
 from igr.experiments.cli.jobs import run_jobs
 from igr.experiments.cli.options import Compiled, Device, Engine, RayAddress, Workers
 from igr.experiments.errors import ConfigError
 from igr.experiments.paper.cells import write_tables
-from igr.experiments.paper.plan import nats
-from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread
+from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread, nats
 from igr.experiments.training.compute import Compute
 from igr.experiments.training.config import RunConfig, check_choice
+
+EXAMPLES = (
+    "igr sweep family=igr-i,gs temperature=0.1,0.5 epochs=50 seeds=3",
+    "igr sweep lr=1e-3,3e-3 dataset=mnist held_out=10000 --workers 2 --out runs/lr",
+)
 
 
 def sweep(
@@ -40,9 +43,8 @@ def sweep(
     ray_address: RayAddress = None,
     workers: Workers = 1,
     device: Device = "cpu",
-    compiled: Compiled = False,
+    compiled: Compiled = None,
 ) -> None:
-    """Run every combination of settings, temperatures and seeds side by side, and evaluate all of them."""
     sweeps = grid(_values(settings), samples=samples, test_images=test_images)
     root = out_folder.expanduser()
     run_jobs(sweeps, root, engine, ray_address, workers, Compute(device, compiled))
@@ -85,21 +87,26 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
     """One row for each combination, the mean over its seeds."""
     results = [(sweep, result) for sweep in sweeps for result in sweep.results(root)]
-    rows = [dataclasses.asdict(result.config) for _, result in results]
+    settings = [dataclasses.asdict(result.config) for _, result in results]
     fixed = ("seed", "held_out")
     changing = [
-        name for name in rows[0] if name not in fixed and len({row[name] for row in rows}) > 1
+        name
+        for name in settings[0]
+        if name not in fixed and len({row[name] for row in settings}) > 1
     ] or ["family", "temperature"]
     groups: dict[tuple[Any, ...], list[tuple[Sweep, Result]]] = {}
-    for (sweep, result), row in zip(results, rows, strict=True):
+    for (sweep, result), row in zip(results, settings, strict=True):
         groups.setdefault(tuple(row[name] for name in changing), []).append((sweep, result))
-    shown = Grid(box=box.SIMPLE_HEAD)
-    for name in changing:
-        shown.add_column(name.replace("_", " "), justify="right")
     held_out = any(len(sweep.scorings) > 1 for sweep in sweeps)
-    titles = ["bound", "released code's\nestimate", "ELBO", *["held-out\nbound"] * held_out]
-    for title in (*titles, "seconds\nper epoch"):
-        shown.add_column(title, justify="right")
+    columns = [
+        *(Column(name.replace("_", " ")) for name in changing),
+        Column("bound"),
+        Column("released code's\nestimate", rank=4),
+        Column("ELBO", rank=2),
+        *[Column("held-out\nbound", rank=1)] * held_out,
+        Column("seconds\nper epoch", rank=3),
+    ]
+    rows = []
     for key, members in groups.items():
         cells = [f"{value:g}" if isinstance(value, float) else str(value) for value in key]
         for measure in ("bound", "released_estimate", "elbo"):
@@ -113,5 +120,5 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
             ]
             cells.append(nats(*mean_and_spread(scores)))
         seconds, _ = mean_and_spread([result.seconds_per_epoch for _, result in members])
-        shown.add_row(*cells, f"{seconds:.3g}")
-    return shown
+        rows.append([*cells, f"{seconds:.3g}"])
+    return console.table(columns, rows)

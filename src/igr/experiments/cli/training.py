@@ -2,98 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich import box
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from igr.experiments import data
 from igr.experiments.cli import console
-from igr.experiments.cli.console import say
+from igr.experiments.cli.console import Column, say
 from igr.experiments.errors import ConfigError
 from igr.experiments.files import write_atomically
 from igr.experiments.runs import plots
+from igr.experiments.runs.jobs import Context
+from igr.experiments.runs.progress import board
 from igr.experiments.runs.records import RunFolder, SweepFolder
 from igr.experiments.runs.stopping import StopRequest
-from igr.experiments.runs.train import load_model, train_stack
-from igr.experiments.training import evaluation
+from igr.experiments.runs.sweep import expected, nats, score, train
+from igr.experiments.runs.train import load_model
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
 
 HELD_OUT = "held-out"
-
-
-class Task:
-    """Progress of one piece of work: a bar in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, title: str, total: int, unit: str, progress: Progress | None) -> None:
-        self.title, self.total, self.unit, self.progress = title, total, unit, progress
-        self.done = self.first = 0
-        self.note = ""
-        self.started = self.shown = time.monotonic()
-        self.bar = None if progress is None else progress.add_task(title, total=total, note="")
-
-    def skip(self, done: int) -> None:
-        """Count `done` pieces as done before this began, so that the time left is right."""
-        self.done = self.first = done
-        if self.progress is not None and self.bar is not None:
-            self.progress.reset(self.bar, total=self.total, completed=done)
-
-    def advance(self, count: int = 1) -> None:
-        """Count pieces done; cheap enough for every training step."""
-        self.done += count
-        now = time.monotonic()
-        if now - self.shown > (0.2 if self.progress is not None else 10):
-            self.shown = now
-            self.show()
-
-    def show(self) -> None:
-        """Bring what is seen up to date."""
-        if self.progress is not None and self.bar is not None:
-            self.progress.update(self.bar, completed=self.done, note=self.note)
-            return
-        elapsed, done = time.monotonic() - self.started, self.done - self.first
-        left = f", {elapsed / done * (self.total - self.done):.0f} s left" if done else ""
-        say(
-            console.notes,
-            f"{self.title}: {100 * self.done // self.total}%{left}{self.note and ', ' + self.note}",
-        )
-
-
-@contextlib.contextmanager
-def task(title: str, total: int, unit: str) -> Iterator[Task]:
-    """A `Task`, shown in the way that suits where standard error goes."""
-    if not console.notes.is_terminal:
-        yield Task(title, total, unit, None)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console.notes, transient=True) as progress:
-        piece = Task(title, total, unit, progress)
-        yield piece
-        piece.show()
 
 
 @dataclass(frozen=True)
@@ -155,38 +87,40 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
     return [Group(members) for members in groups.values()]
 
 
-def nats(mean: float, spread: float = math.nan) -> str:
-    """A mean with its spread, if there is one."""
-    if not math.isfinite(mean):
-        return "diverged"
-    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
-
-
 def results_table(groups: Sequence[Group], title: str, chosen: Sequence[Group] = ()) -> Table:
     """What came out, a row for each family and temperature."""
     samples, images = (groups[0].rows[0].evaluation[name] for name in ("samples", "images"))
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("family")
-    table.add_column("temperature", justify="right")
-    table.add_column(f"bound\n(m = {samples})", justify="right")
-    table.add_column("released code's\nestimate", justify="right")
-    table.add_column("ELBO", justify="right")
-    table.add_column("training time\nper run", justify="right")
-    for group in groups:
-        mark = " *" if group in chosen else ""
-        table.add_row(
-            group.family,
-            f"{group.temperature:g}{mark}",
-            nats(group.mean("bound"), group.spread("bound")),
-            nats(group.mean("released_estimate")),
-            nats(group.mean("elbo")),
-            f"{group.rows[0].seconds:.1f} s",
-        )
     seeds = len(groups[0].rows)
     spread = f", ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    table.caption = f"nats per image, {images} test images; higher is better{spread}"
-    table.caption_justify = "left"
-    return table
+    columns = [
+        Column("family", left=True),
+        Column("temperature"),
+        Column(f"bound\n(m = {samples})"),
+        Column("released code's\nestimate", rank=3),
+        Column("ELBO", rank=1),
+        Column("training time\nper run", rank=2),
+    ]
+    rows = [
+        (
+            group.family,
+            f"{group.temperature:g}{' *' if group in chosen else ''}",
+            nats(group.mean("bound"), group.spread("bound"), missing="diverged"),
+            nats(group.mean("released_estimate"), missing="diverged"),
+            nats(group.mean("elbo"), missing="diverged"),
+            f"{group.rows[0].seconds:.1f} s",
+        )
+        for group in groups
+    ]
+    caption = f"nats per image, {images} test images; higher is better{spread}"
+    return console.table(
+        columns,
+        rows,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+    )
 
 
 def check_out(path: Path) -> Path:
@@ -205,56 +139,29 @@ def train_sweep(folder: SweepFolder, dataset: data.Dataset, compute: Compute) ->
     """Train every stack of a sweep that is not finished."""
     config = folder.config
     images, _ = dataset.split(config.held_out)
-    for runs in stacks(config.runs()):
-        with folder.claim(runs) as stack, StopRequest() as stop:
-            if stack.finished:
-                continue
-            steps = len(images) // config.batch_size
-            title = f"{runs[0].family} ({len(runs)} run{'s' * (len(runs) > 1)} side by side)"
-            with task(title, config.epochs * steps, "steps") as shown:
-
-                def epoch_done(
-                    epoch: int, metrics: torch.Tensor, shown: Task = shown, steps: int = steps
-                ) -> None:
-                    if not shown.done and epoch:
-                        shown.skip(epoch * steps)
-                    finite = metrics[metrics[:, 0].isfinite(), 0]
-                    best = (
-                        f"best training ELBO {finite.max():.1f}"
-                        if len(finite)
-                        else "every run diverged"
-                    )
-                    shown.note = f"epoch {epoch}/{config.epochs}, {best}"
-
-                train_stack(
-                    stack,
-                    images,
-                    compute=compute,
-                    stop=stop,
-                    advance=shown.advance,
-                    epoch_done=epoch_done,
-                )
+    groups = stacks(config.runs())
+    seconds = expected(config, [])[0] / len(groups)
+    say_whether_compiled(compute, seconds)
+    with (
+        StopRequest() as stop,
+        board({runs[0].family: seconds for runs in groups}, console.notes) as shown,
+    ):
+        for runs in groups:
+            with folder.claim(runs) as stack:
+                part = runs[0].family
+                shown.begin(part, seconds)
+                train(stack, images, Context(folder.path, shown, stop, compute), part, seconds)
+                stack.forget()
+                shown.finish(part)
 
 
-def evaluate_run(
-    run: RunFolder,
-    images: torch.Tensor,
-    name: str,
-    samples: int,
-    advance: Callable[[int], object],
-    compute: Compute = CPU,
-) -> dict:
-    """The evaluation of that name, made now unless it is there already for as many samples and images."""
-    there = run.evaluation(name)
-    if there is not None and (there["samples"], there["images"]) == (samples, len(images)):
-        advance(len(images))
-        return there
-    model = load_model(run, images.shape[-1], compute.device)
-    result = evaluation.evaluate(
-        model, images, samples=samples, seed=run.config.seed, advance=advance
-    ).to_dict()
-    run.write_evaluation(name, result)
-    return result
+def say_whether_compiled(compute: Compute, seconds: float) -> None:
+    """Say that steps will be compiled, where that was left to how long a training takes."""
+    if compute.compiled is None and compute.compiles(seconds):
+        say(
+            console.notes,
+            "igr: training steps are compiled, which takes a while at first (or: --no-compile)",
+        )
 
 
 def evaluate_runs(
@@ -267,16 +174,18 @@ def evaluate_runs(
     """Evaluate every run on the test set, or its first `limit` images, and on what it held out."""
     test = dataset.test[:limit]
     name = "evaluation" if limit is None else f"evaluation-first-{len(test)}"
-    rows = []
-    with task("evaluation", len(runs) * len(test), "images") as shown:
-        for run in runs:
+    part, rows, units = "evaluation", [], 1e-5 * len(test) * samples
+    with StopRequest() as stop, board({part: units * len(runs)}, console.notes) as shown:
+        context = Context(runs[0].path, shown, stop, compute)
+        shown.begin(part, units * len(runs))
+        for i, run in enumerate(runs):
+            shown.note(part, f"run {i + 1} of {len(runs)}")
             config, held_out = run.config, None
             if config.held_out and limit is None:
                 _, images = dataset.split(config.held_out)
-                held_out = evaluate_run(run, images, HELD_OUT, 100, lambda _: None, compute)
-            result = evaluate_run(run, test, name, samples, shown.advance, compute)
-            seconds = run.metrics()[-1]["seconds"]
-            rows.append(Row(run, config, result, held_out, seconds))
+                held_out = score(run, images, HELD_OUT, 100, context, part, 0.0)
+            result = score(run, test, name, samples, context, part, units)
+            rows.append(Row(run, config, result, held_out, run.metrics()[-1]["seconds"]))
     return rows
 
 

@@ -10,7 +10,7 @@ import typer
 from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import say
-from igr.experiments.cli.options import Compiled, Device, Folder, Samples, Threads
+from igr.experiments.cli.options import Compiled, Device, Folder, Samples, Threads, choices, flag
 from igr.experiments.cli.training import check_out, grouped, results_table, run_sweep, set_threads
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
@@ -18,26 +18,42 @@ from igr.experiments.training.compute import Compute, check_compute
 from igr.experiments.training.config import ARCHITECTURES, SweepConfig
 from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED
 
+_FAMILIES = (
+    "May be repeated. gs: Gumbel-Softmax; igr-i: Gaussian noise and softmax++; igr-planar: with planar flows; igr-sb:"
+    " stick-breaking; igr-sb-sharp: the same, mended."
+)
+Families = Annotated[list[str], typer.Option(metavar=choices(FAMILIES), help=_FAMILIES)]
+EXAMPLES = (
+    "igr vae --dataset mnist --family igr-i --family gs --temperature 0.1 --temperature 0.5 --out runs/mnist",
+    "igr vae --dataset mnist --out runs/mnist --resume",
+)
+
 
 def vae(
-    dataset: Annotated[str, typer.Option(help=f"One of {', '.join(data.SOURCES)}.")] = "digits",
-    family: Annotated[
-        list[str], typer.Option(help=f"Of {', '.join(FAMILIES)}; may be repeated.")
-    ] = ["igr-i"],  # noqa: B006
+    dataset: Annotated[
+        str, typer.Option(metavar=choices(data.SOURCES), help="What to train on.")
+    ] = "digits",
+    family: Families = ["igr-i"],  # noqa: B006
     temperature: Annotated[list[float], typer.Option(help="May be repeated.")] = [0.1],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = 100,
     lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 3e-4,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 100,
     architecture: Annotated[
-        str, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.")
+        str,
+        typer.Option(
+            metavar=choices(ARCHITECTURES),
+            help="Affine maps, two hidden layers, or structured output prediction.",
+        ),
     ] = "linear",
-    decoder: Annotated[str, typer.Option(help=f"One of {', '.join(LIKELIHOODS)}.")] = "bernoulli",
+    decoder: Annotated[
+        str, typer.Option(metavar=choices(LIKELIHOODS), help="What its outputs mean.")
+    ] = "bernoulli",
     estimator: Annotated[
         str,
         typer.Option(
             help=f"Of the gradient: {', '.join(RELAXED)} of the relaxed model, or of the discrete one"
-            f" {', '.join(ESTIMATORS)}."
+            f" {', '.join(ESTIMATORS)}.",
         ),
     ] = "pathwise",
     estimator_temperature: Annotated[
@@ -50,22 +66,17 @@ def vae(
     variables: Annotated[int, typer.Option(help="Categorical variables of the code.")] = 20,
     categories: Annotated[int, typer.Option(help="Categories of each.")] = 10,
     prior_temperature: Annotated[float, typer.Option(help="Of the Gumbel-Softmax prior.")] = 0.5,
-    unit_scale: Annotated[
-        bool, typer.Option("--unit-scale", help="Hold the Gaussian's scales at 1.")
-    ] = False,
+    unit_scale: Annotated[bool, flag("--unit-scale", "Hold the Gaussian's scales at 1.")] = False,
     held_out: Annotated[
         int, typer.Option(help="Training images kept back and scored as well.")
     ] = 0,
     samples: Samples = 1000,
     out_folder: Folder = Path("igr-vae"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last finished epoch.")
-    ] = False,
+    resume: Annotated[bool, flag("--resume", "Go on from the last finished epoch.")] = False,
     threads: Threads = 0,
     device: Device = "cpu",
-    compiled: Compiled = False,
+    compiled: Compiled = None,
 ) -> None:
-    """Train discrete VAEs, all temperatures and seeds of a family side by side, and evaluate them."""
     set_threads(threads)
     config = SweepConfig(
         dataset=dataset,

@@ -43,7 +43,6 @@ __all__ = [
     "figure_lines",
     "make_plan",
     "names",
-    "nats",
     "timings",
 ]
 
@@ -372,13 +371,6 @@ def timings(entries: Sequence[Entry]) -> list[Timing]:
         for (table, dataset, _), group in groups.items()
         if len(group) > 1 and any(e.row.name == "gs" for e in group)
     ]
-
-
-def nats(mean: float, spread: float = math.nan, *, missing: str = "–") -> str:
-    """A mean with its spread, if there is one."""
-    if not math.isfinite(mean):
-        return missing
-    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
 
 
 def check_root(root: Path) -> None:

@@ -17,7 +17,7 @@ from igr.experiments import data
 from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.figures import FigureJob
-from igr.experiments.paper.plan import Entry, nats
+from igr.experiments.paper.plan import Entry
 from igr.experiments.paper.specs import (
     ERRATA,
     FIGURES,
@@ -27,6 +27,7 @@ from igr.experiments.paper.specs import (
     Table,
     TableFigure,
 )
+from igr.experiments.runs.sweep import nats
 
 __all__ = ["render", "write"]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.text import Text
 
-__all__ = ["Board", "Reporter", "duration"]
+__all__ = ["Board", "Reporter", "board", "duration", "fit"]
 
 
 def duration(seconds: float) -> str:
@@ -26,6 +27,34 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def fit(parts: Sequence[tuple[int, str]], width: int) -> str:
+    """Texts in one line of that width; those of the highest rank are left out first, and none is cut.
+
+    >>> parts = [(1, "table1 IGR-I"), (3, "|||   "), (2, "48%"), (0, "3 min 2 s left")]
+    >>> fit(parts, 60), fit(parts, 30)
+    ('table1 IGR-I  |||     48%  3 min 2 s left', 'table1 IGR-I  3 min 2 s left')
+    """
+    kept = [part for part in parts if part[1]]
+    while len(kept) > 1 and len("  ".join(text for _, text in kept)) > width:
+        kept.remove(max(kept))
+    return "  ".join(text for _, text in kept)
+
+
+class _Line(ProgressColumn):
+    """A task's fields, as many as fit."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def render(self, task: Task) -> Text:
+        return Text(fit(task.fields["parts"], self.console.width), no_wrap=True)
+
+
+def _bar(fraction: float, width: int = 20) -> str:
+    return f"{'━' * round(fraction * width):{width}}"
 
 
 class Reporter(Protocol):
@@ -92,7 +121,7 @@ class Board:
         self.started: float | None = None
         # Seconds of work after which what was measured counts as much as what was expected.
         self.weight = 5.0 + 0.02 * sum(parts.values())
-        self.bar = progress.add_task("in all", total=1.0, text="") if progress else None
+        self.bar = progress.add_task("", parts=[]) if progress else None
 
     def begin(self, part: str, units: float) -> None:
         mine = self.parts[part]
@@ -100,7 +129,7 @@ class Board:
         mine.started, mine.finished = self.clock(), False
         self.started = self.started or mine.started
         if self.progress is not None and mine.bar is None:
-            mine.bar = self.progress.add_task(part, total=1.0, text="")
+            mine.bar = self.progress.add_task("", parts=[(0, part)])
         self._show(now=False)
 
     def note(self, part: str, text: str) -> None:
@@ -162,15 +191,19 @@ class Board:
         if self.progress is None:
             self.console.print(self.line(), soft_wrap=True, markup=False)
             return
-        if self.bar is not None:
+        if self.bar is not None and len(self.parts) > 1:
             finished = sum(part.finished for part in self.parts.values())
-            text = f"{finished} of {len(self.parts)}, {duration(self.left)} left"
-            self.progress.update(self.bar, completed=self.fraction, text=text)
+            count = f"{finished} of {len(self.parts)} done"
+            self._update(self.bar, "in all", count, self.fraction, self.left)
         for title, part in self.parts.items():
             if part.bar is not None:
-                completed = 1 - part.left / part.total if part.total else 1.0
-                text = f"{part.note}, {duration(self.left_of(title))} left"
-                self.progress.update(part.bar, completed=completed, text=text)
+                fraction = 1 - part.left / part.total if part.total else 1.0
+                self._update(part.bar, title, part.note, fraction, self.left_of(title))
+
+    def _update(self, bar: TaskID, title: str, note: str, fraction: float, left: float) -> None:
+        if self.progress is not None:
+            parts = [(1, title), (3, _bar(fraction)), (2, f"{100 * fraction:3.0f}%"), (4, note)]
+            self.progress.update(bar, parts=[*parts, (0, f"{duration(left)} left")])
 
 
 @contextlib.contextmanager
@@ -179,11 +212,5 @@ def board(parts: dict[str, float], console: Console, workers: int = 1) -> Iterat
     if not console.is_terminal:
         yield Board(parts, console, workers=workers)
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(_Line(console), console=console, transient=True) as progress:
         yield Board(parts, console, workers=workers, progress=progress)

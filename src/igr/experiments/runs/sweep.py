@@ -39,10 +39,14 @@ __all__ = [
     "Scoring",
     "Sweep",
     "digest",
+    "expected",
     "grid",
     "mean_and_spread",
+    "nats",
     "run_rows",
+    "score",
     "split_images",
+    "train",
 ]
 
 
@@ -113,7 +117,7 @@ _SAMPLE = {"linear": 5e-6, "nonlinear": 12e-6, "sop": 18e-6}
 _SLOWNESS = {"igr-planar": 1.2, "relax": 8.0, "unordered-set": 1.3}
 
 
-def _expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, float]:
+def expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, float]:
     """Seconds that training and scoring are expected to take."""
     source = data.SOURCES.get(config.dataset)
     D = math.prod(source.shape) if source else 784
@@ -150,6 +154,83 @@ class Result:
         return statistics.median(epochs[1:] or epochs) / self.side_by_side
 
 
+def train(
+    stack: Stack,
+    images: Tensor,
+    context: Context,
+    part: str,
+    units: float,
+    *,
+    test: Tensor | None = None,
+    before: Sweep | None = None,
+) -> None:
+    """Train a stack to its end, and tell of it as so many units of `part`."""
+    reporter, config, count = context.reporter, stack.runs[0], len(stack.runs)
+    if stack.finished:
+        reporter.skip(part, units)
+        return
+    steps = len(images) // config.batch_size
+    step = units / (config.epochs * steps)
+    what = f"{count} runs side by side, " if count > 1 else ""
+    begun = False
+
+    def epoch_done(epoch: int, metrics: Tensor) -> None:
+        nonlocal begun
+        if not begun:
+            reporter.skip(part, epoch * steps * step)
+        begun = True
+        elbo = metrics[metrics[:, 0].isfinite(), 0]
+        best = f"training ELBO {elbo.max():.1f}" if len(elbo) else "diverged"
+        reporter.note(part, f"{what}epoch {epoch} of {config.epochs}, {best}")
+
+    def advance() -> None:
+        nonlocal begun
+        begun = True
+        reporter.advance(part, step)
+
+    reporter.note(part, f"{what}epoch 0 of {config.epochs}")
+    train_stack(
+        stack,
+        images,
+        compute=context.compute,
+        stop=context.stop,
+        advance=advance,
+        epoch_done=epoch_done,
+        test=test,
+        begin=before.saved(context.root, stack.runs) if before else None,
+        expected=units,
+    )
+
+
+def score(
+    run: RunFolder,
+    images: Tensor,
+    name: str,
+    samples: int,
+    context: Context,
+    part: str,
+    units: float,
+) -> dict[str, Any]:
+    """The evaluation of that name, made now unless it is there already, for as many samples and images."""
+    there = run.evaluation(name)
+    if there is not None and (there["samples"], there["images"]) == (samples, len(images)):
+        context.reporter.skip(part, units)
+        return there
+
+    def advance(count: int) -> None:
+        if context.stop.requested:
+            raise Interrupted(run.config.epochs)
+        context.reporter.advance(part, count * units / len(images))
+
+    model = load_model(run, images.shape[-1], context.compute.device)
+    seed = run.config.seed
+    found = evaluation.evaluate(
+        model, images, samples=samples, seed=seed, advance=advance
+    ).to_dict()
+    run.write_evaluation(name, found)
+    return found
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Runs of one family, trained side by side and scored.
@@ -182,7 +263,7 @@ class Sweep:
 
     @property
     def units(self) -> float:
-        return sum(_expected(self.config, self.scorings))
+        return sum(expected(self.config, self.scorings))
 
     def folder(self, root: Path) -> SweepFolder:
         """Where its records are."""
@@ -218,7 +299,7 @@ class Sweep:
             tidy(folder.path / "config.json")
             images, _ = split_images(self.config)
             folder = SweepFolder.open(folder.path, self.config, resume=True)
-            training, scoring = _expected(self.config, self.scorings)
+            training, scoring = expected(self.config, self.scorings)
             groups = stacks(self.config.runs())
             for runs in groups:
                 self._train(folder, runs, images, context, part, training / len(groups))
@@ -234,45 +315,20 @@ class Sweep:
         part: str,
         units: float,
     ) -> None:
-        reporter, config = context.reporter, self.config
         with folder.claim(runs) as stack:
-            if stack.finished:
-                if not self.leaves_states:
-                    stack.forget()  # killed after the last weights, a process leaves one
-                reporter.skip(part, units)
-                return
-            steps = len(images) // config.batch_size
-            step = units / (config.epochs * steps)
-            begun = False
-            what = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-
-            def epoch_done(epoch: int, metrics: Tensor) -> None:
-                nonlocal begun
-                if not begun and epoch > 1:
-                    reporter.skip(part, epoch * steps * step)
-                begun = True
-                reporter.note(part, f"{what}, epoch {epoch} of {config.epochs}")
-
-            def advance() -> None:
-                nonlocal begun
-                begun = True
-                reporter.advance(part, step)
-
-            reporter.note(part, f"{what}, epoch 0 of {config.epochs}")
-            train_stack(
+            train(
                 stack,
                 images,
-                compute=context.compute,
-                stop=context.stop,
-                advance=advance,
-                epoch_done=epoch_done,
-                test=_dataset(config.dataset).test if config.test_curve else None,
-                begin=self.before._saved(context.root, runs) if self.before else None,
+                context,
+                part,
+                units,
+                test=_dataset(self.config.dataset).test if self.config.test_curve else None,
+                before=self.before,
             )
             if not self.leaves_states:
-                stack.forget()
+                stack.forget()  # killed after the last weights, a process leaves one
 
-    def _saved(self, root: Path, runs: Sequence[RunConfig]) -> dict[str, Tensor] | None:
+    def saved(self, root: Path, runs: Sequence[RunConfig]) -> dict[str, Tensor] | None:
         """The states that it has left of runs that are like `runs` but for their epochs; None if it has not."""
         wanted = [dataclasses.replace(run, epochs=self.config.epochs) for run in runs]
         for stack in self._stacks(root):
@@ -293,28 +349,11 @@ class Sweep:
     ) -> None:
         images = scoring.pick(self.config)
         runs = self.config.runs()
-        piece = units / (len(runs) * len(images))
         what = "held-out" if scoring.held_out else "test"
-
-        def advance(count: int) -> None:
-            if context.stop.requested:
-                raise Interrupted(self.config.epochs)
-            context.reporter.advance(part, count * piece)
-
         for i, config in enumerate(runs):
-            run = folder.run(config)
-            if run.evaluation(scoring.name) is not None:
-                context.reporter.skip(part, len(images) * piece)
-                continue
             context.reporter.note(part, f"scoring run {i + 1} of {len(runs)} on {what} images")
-            result = evaluation.evaluate(
-                load_model(run, images.shape[-1], context.compute.device),
-                images,
-                samples=scoring.samples,
-                seed=config.seed,
-                advance=advance,
-            )
-            run.write_evaluation(scoring.name, result.to_dict())
+            run = folder.run(config)
+            score(run, images, scoring.name, scoring.samples, context, part, units / len(runs))
 
     def results(self, root: Path) -> list[Result]:
         """What came out, once it is done."""
@@ -401,3 +440,10 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
         return math.nan, math.nan
     spread = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
     return statistics.fmean(numbers), spread
+
+
+def nats(mean: float, spread: float = math.nan, *, missing: str = "–") -> str:
+    """A mean with its spread, if there is one."""
+    if not math.isfinite(mean):
+        return missing
+    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"

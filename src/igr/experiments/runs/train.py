@@ -63,6 +63,7 @@ def train_stack(
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
     test: Tensor | None = None,
     begin: dict[str, Tensor] | None = None,
+    expected: float = 0.0,
 ) -> None:
     """Train a claimed stack to its end, from its last saved epoch if there is one, else from the state `begin`.
 
@@ -70,13 +71,17 @@ def train_stack(
     which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
     relaxed models' ELBO on those images besides: that is for curves of it, and nothing is chosen by it.
 
+    `expected` is how many seconds that should take: where it is left to that, steps of long trainings are compiled.
+
     Raises:
         Interrupted: if `stop` asks for it; what was finished has been saved.
     """
     if stack.finished:
         return
     stop = stop or StopRequest()
-    trainer = StackTrainer(stack.runs, data, device=compute.device, compiled=compute.compiled)
+    trainer = StackTrainer(
+        stack.runs, data, device=compute.device, compiled=compute.compiles(expected)
+    )
     history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
     if state is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,11 +38,31 @@ class Compute:
 
     Attributes:
         device: as torch names it.
-        compiled: whether relaxed objectives go through ``torch.compile``.
+        compiled: whether relaxed objectives go through ``torch.compile``; None: where that is worth it.
     """
 
     device: str = "cpu"
-    compiled: bool = False
+    compiled: bool | None = False
+
+    def compiles(self, seconds: float) -> bool:
+        """Whether to compile a training that is expected to take so long."""
+        if self.compiled is not None:
+            return self.compiled
+        return seconds >= WORTH_COMPILING and self.device == "cpu" and not no_compiler()
+
+
+WORTH_COMPILING = 600.0
+"""Seconds of training from which on a step that is a tenth faster makes up for half a minute of compiling."""
+
+
+@functools.cache
+def no_compiler() -> str | None:
+    """Why ``torch.compile`` does not work here; None where it does."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2))
+    except Exception as error:  # whatever a missing or broken C++ compiler makes torch raise
+        return str(error).strip().splitlines()[0]
+    return None
 
 
 CPU = Compute()
@@ -65,18 +86,14 @@ def check_compute(compute: Compute) -> Compute:
     name = compute.device
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        first = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: expected one that torch can use, such as cpu, got {name!r} ({reason})"
+            f"device: expected one that torch can use, such as cpu, got {name!r} ({first})"
         ) from None
-    if compute.compiled and device.type == "cpu":
-        try:
-            torch.compile(lambda x: x + 1)(torch.zeros(2))
-        except Exception as error:  # whatever a missing or broken C++ compiler makes torch raise
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"compile: torch.compile does not work here, which needs a C++ compiler ({reason})"
-            ) from None
+    if compute.compiled and device.type == "cpu" and (reason := no_compiler()):
+        raise ConfigError(
+            f"compile: torch.compile does not work here, which needs a C++ compiler ({reason})"
+        )
     return compute

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-# Module names of what `pip install 'igr[experiments]'` brings.
+__all__ = ["exit_if_missing"]
+
+# What the extra `experiments` brings, as modules and as pip knows them where that is another name.
 _MODULES = (
     "filelock",
     "jinja2",
@@ -19,18 +21,16 @@ _MODULES = (
     "sklearn",
     "typer",
 )
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
 
 def exit_if_missing(modules: tuple[str, ...] = _MODULES) -> None:
-    """Ends the program with one line and exit code 2 if any of the modules is not installed.
-
-    A command calls this before it imports anything outside of torch and the standard library.
-    """
-    missing = [name for name in modules if find_spec(name) is None]
+    """End the program with one line and exit code 2 if any of the modules is not installed."""
+    missing = [_PACKAGES.get(name, name) for name in modules if find_spec(name) is None]
     if missing:
         print(
-            f"igr: the command needs packages that are not installed ({', '.join(missing)});"
-            " install them with: pip install 'igr[experiments]'",
+            "igr: the command needs packages that are not installed; install them with:"
+            f" pip install {' '.join(missing)}",
             file=sys.stderr,
         )
         raise SystemExit(2)
