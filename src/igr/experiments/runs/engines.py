@@ -7,20 +7,21 @@ import dataclasses
 import importlib
 import multiprocessing
 import os
-import queue
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from multiprocessing.queues import Queue
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from igr.experiments.errors import ConfigError, DataError, RecordError
+from igr.experiments.errors import ConfigError, UserError
 from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.runs.jobs import Context, Job, work
 from igr.experiments.runs.progress import Board, board
@@ -30,6 +31,8 @@ from igr.experiments.training.compute import CPU, Compute, keep_memory
 __all__ = ["ENGINES", "cores", "run"]
 
 ENGINES = ("local", "ray")
+
+_RESTARTS = 3  # of worker processes that were killed
 
 
 def cores() -> int:
@@ -84,14 +87,14 @@ def run(
 class _Sender:
     """A reporter that passes everything on, steps not one by one."""
 
-    events: Any
+    put: Callable[[Any], object]
     every: float = 0.2
     _units: float = 0.0
     _sent: float = 0.0
 
     def _send(self, *event: Any) -> None:
         self._sent = time.monotonic()
-        self.events.put(event)
+        self.put(event)
 
     def _flush(self, part: str) -> None:
         if self._units:
@@ -137,7 +140,7 @@ def _die_with(parent: int) -> None:
 
 
 def _worker(
-    jobs: Sequence[Job], root: Path, compute: Compute, parent: int, events: Queue[Any]
+    jobs: Sequence[Job], root: Path, compute: Compute, parent: int, events: Connection
 ) -> None:
     _die_with(parent)
     keep_memory()
@@ -146,11 +149,11 @@ def _worker(
         # Ctrl-C reaches every process of a terminal; the parent alone passes it on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            work(jobs, Context(root, _Sender(events), stop, compute))
+            work(jobs, Context(root, _Sender(events.send), stop, compute))
         except Interrupted:
-            events.put(("interrupted",))
-        except (ConfigError, DataError, RecordError) as error:
-            events.put(("error", type(error), str(error)))
+            events.send(("interrupted",))
+        except UserError as error:
+            events.send(("error", type(error), str(error)))
 
 
 def _run_in_processes(
@@ -161,47 +164,66 @@ def _run_in_processes(
     workers: int,
     compute: Compute,
 ) -> None:
+    """In processes that each have a pipe of their own, so that one that is killed leaves the others alone."""
     context = multiprocessing.get_context("spawn")
-    events: Queue[Any] = context.Queue()
-    processes = [
-        context.Process(target=_worker, args=(jobs, root, compute, os.getpid(), events))
-        for _ in range(workers)
-    ]
-    for process in processes:
-        process.start()
+    running: dict[Connection, SpawnProcess] = {}
+
+    def start() -> None:
+        events, sending = context.Pipe(duplex=False)
+        arguments = (jobs, root, compute, os.getpid(), sending)
+        running[events] = context.Process(target=_worker, args=arguments)
+        running[events].start()
+        sending.close()
+
     failure: Exception | None = None
     interrupted = asked = False
+    restarts = 0
+    for _ in range(workers):
+        start()
     try:
-        while True:
-            alive = any(process.is_alive() for process in processes)
+        while running:
             if (stop.requested or failure) and not asked:
                 asked = True
-                for process in processes:
+                for process in running.values():
                     process.terminate()
-            try:
-                event = events.get(timeout=0.2)
-            except queue.Empty:
-                if not alive:
-                    break
-                continue
-            if event[0] == "interrupted":
-                interrupted = True
-            elif event[0] == "error":
-                failure = failure or event[1](event[2])
-            else:
-                _show(shown, event)
+            for events in connection.wait(list(running), timeout=0.2):
+                assert isinstance(events, Connection)  # noqa: S101  # for the type checker
+                try:
+                    event = events.recv()
+                except (EOFError, OSError):  # it has ended
+                    process = running.pop(events)
+                    process.join()
+                    code = process.exitcode or 0
+                    if asked or not code:
+                        continue
+                    if code > 0:
+                        failure = UserError("a worker process failed; its errors are above")
+                    elif restarts == _RESTARTS:
+                        failure = UserError(
+                            f"worker processes kept being killed, the last by signal {-code} (is there"
+                            " enough memory?); the same command goes on from there"
+                        )
+                    else:
+                        restarts += 1
+                        shown.say(
+                            f"a worker process was killed by signal {-code}; another one goes on"
+                        )
+                        start()
+                    continue
+                if event[0] == "interrupted":
+                    interrupted = True
+                elif event[0] == "error":
+                    failure = failure or event[1](event[2])
+                else:
+                    _show(shown, event)
     finally:
-        for process in processes:
-            if process.is_alive():
-                process.terminate()
+        for process in running.values():
+            process.terminate()
             process.join()
     if failure:
         raise failure
     if interrupted or stop.requested:
         raise Interrupted(0)
-    if any(process.exitcode for process in processes):
-        codes = ", ".join(str(process.exitcode) for process in processes if process.exitcode)
-        raise RuntimeError(f"a worker process ended with exit code {codes}; its errors are above")
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -217,7 +239,7 @@ def run_elsewhere(job: Job, compute: Compute, events: Any) -> dict[str, bytes]:
     keep_memory()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="igr-") as folder:
-        context = Context(Path(folder), _Sender(events, every=2.0), StopRequest(), compute)
+        context = Context(Path(folder), _Sender(events.put, every=2.0), StopRequest(), compute)
         work([job], context)
         return _files(Path(folder))
 
@@ -275,7 +297,7 @@ def _run_on_ray(
                         receive(root, ray.get(task))
                     except ray.exceptions.RayTaskError as error:
                         cause = error.cause
-                        if isinstance(cause, ConfigError | DataError | RecordError):
+                        if isinstance(cause, UserError):
                             raise cause from None
                         raise
                     shown.finish(job.title)

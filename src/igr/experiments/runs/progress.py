@@ -152,6 +152,10 @@ class Board:
             mine.bar = None
         self._show(now=False)
 
+    def say(self, text: str) -> None:
+        """Print a line above what is shown."""
+        self.console.print(f"igr: {text}", soft_wrap=True, markup=False)
+
     @property
     def left(self) -> float:
         """Seconds that all the work still takes."""

@@ -1,0 +1,72 @@
+"""Engines: what a killed worker process does to the work."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from igr.experiments.errors import UserError
+from igr.experiments.runs import engines
+from igr.experiments.runs.sweep import Scoring, Sweep
+from igr.experiments.training.config import SweepConfig
+
+
+def sweeps(epochs: int) -> list[Sweep]:
+    return [
+        Sweep(
+            SweepConfig(epochs=epochs, lr=lr, num_variables=4, train_images=200),
+            (Scoring(False, 5, 5),),
+            f"lr {lr}",
+        )
+        for lr in (1e-3, 2e-3)
+    ]
+
+
+def run_and_kill(jobs: list[Sweep], root: Path, times: int) -> tuple[str, Exception | None]:
+    """What is printed and raised where a worker is killed so many times, as soon as it has a run's folder."""
+    printed, failed = io.StringIO(), []
+
+    def run() -> None:
+        console = Console(file=printed, width=200)
+        try:
+            engines.run(jobs, root, console, workers=2)
+        except UserError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    killed: set[int | None] = set()
+    while thread.is_alive() and len(killed) < times:
+        at_work = [p for p in multiprocessing.active_children() if p.pid not in killed]
+        if at_work and list(root.glob("sweeps/*/runs/*/versions.json")):
+            killed.add(at_work[0].pid)
+            os.kill(at_work[0].pid or 0, signal.SIGKILL)
+        time.sleep(0.05)
+    thread.join()
+    return printed.getvalue(), failed[0] if failed else None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    jobs = sweeps(epochs=30)
+    printed, failed = run_and_kill(jobs, tmp_path, 1)
+    assert failed is None
+    assert printed.count("igr: a worker process was killed by signal 9; another one goes on") == 1
+    assert all(job.is_done(tmp_path) for job in jobs)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_workers_that_are_killed_again_and_again_end_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_RESTARTS", 0)
+    _, failed = run_and_kill(sweeps(epochs=300), tmp_path, 1)
+    assert str(failed).startswith("worker processes kept being killed, the last by signal 9")
