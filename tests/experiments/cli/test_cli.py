@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import gzip
+import importlib
 import io
 import json
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +23,8 @@ from rich.console import Console
 import igr
 from igr.experiments import cli
 from igr.experiments.cli import console, training
+from igr.experiments.cli._missing import exit_if_missing
+from igr.experiments.cli.app import COMMANDS
 from igr.experiments.cli.demo import verdict
 from igr.experiments.cli.training import Group, Row
 from igr.experiments.errors import ConfigError, RecordError
@@ -496,3 +502,114 @@ def test_damaged_weights_are_named(whole: Path, tmp_path: Path) -> None:
         (tmp_path / "weights.safetensors").write_bytes(damaged)
         with pytest.raises(RecordError, match=r"weights\.safetensors"):
             RunFolder(tmp_path).weights()
+
+
+# What is seen of the command
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("-h",), ("vaee",), ()])
+def test_what_needs_no_torch_does_not_import_it(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from igr.experiments.cli import main\n"
+        f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_flags_as_flags_and_two_examples(
+    command: str, said: Callable[[], tuple[str, str]]
+) -> None:
+    assert igr_command(command, "-h") == 0
+    text = said()[0]
+    assert "<bool>" not in text
+    assert text.count(f"igr {command} ") >= 3  # the usage line's among them
+    assert "Examples:" in text
+
+
+def test_every_command_has_a_file_with_examples_that_name_it() -> None:
+    for name in COMMANDS:
+        module = importlib.import_module(f"igr.experiments.cli.{name}")
+        assert len(module.EXAMPLES) >= 2
+        assert all(f"{example} ".startswith(f"igr {name} ") for example in module.EXAMPLES)
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_a_table_leaves_out_columns_and_cuts_no_number(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "out", Console(width=width, file=io.StringIO()))
+    columns = [console.Column("model", left=True), console.Column("bound")]
+    columns += [console.Column(f"number {i}", rank=i) for i in (3, 1, 2)]
+    numbers = ["-123.45 ± 0.67", "33.33 ± 0.33", "11.11 ± 0.11", "22.22 ± 0.22"]
+    console.out.print(console.table(columns, [["IGR-I + SL", *numbers]]))
+    text = console.out.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert numbers[0] in text
+    kept = [name for name in ("number 1", "number 2", "number 3") if name in text]
+    assert kept == ["number 1", "number 2", "number 3"][: {40: 0, 60: 2, 100: 3}[width]]
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437"])
+def test_streams_of_other_encodings_get_what_they_can_write(encoding: str) -> None:
+    code = (
+        "from igr.experiments.cli import console; console.prepare()\n"
+        "console.say(console.out, '1.00 ± 0.10 – “a” ☃')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    ).stdout.decode(encoding)
+    assert re.match(r'1\.00 (±|\+-) 0\.10 - "a" \?', found)
+
+
+def test_missing_packages_are_named_as_pip_knows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        exit_if_missing(("PIL", "no_such_module"))
+    assert "pip install no_such_module" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_name_too_long_is_one_line(said: Callable[[], tuple[str, str]]) -> None:
+    assert igr_command("vae", "--out", "x" * 300, *QUICK) == 2
+    assert "File name too long" in said()[1]
+
+
+def test_a_device_without_data_is_refused(said: Callable[[], tuple[str, str]]) -> None:
+    assert igr_command("vae", "--device", "meta", *QUICK) == 2
+    assert said()[1].startswith("igr: device: expected one that torch can use")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes standard output")
+def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m igr --help >&-",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0])
+def test_ctrl_c_in_the_first_seconds_is_one_line(tmp_path: Path, seconds: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "igr", "vae", "--epochs", "10000", "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("igr: stopped")

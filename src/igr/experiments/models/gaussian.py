@@ -106,10 +106,16 @@ class GaussianFamily(Family):
         y, prior_loc = torch.addcmul(loc, scale, noise), self.prior_loc_like(loc)
         if self.sticking_the_landing:
             log_q = functional.gaussian_log_prob(y, loc.detach(), scale.detach(), dim=-2)
-            kl = log_q - functional.gaussian_log_prob(y, prior_loc, dim=-2)
+            kl = (log_q - functional.gaussian_log_prob(y, prior_loc, dim=-2)).sum(-1)
         else:
-            kl = functional.gaussian_kl(loc, scale, prior_loc, dim=-2)
-        return self.relax(y, temperature), kl.sum(-1)
+            kl = self._kl(loc, scale)
+        return self.relax(y, temperature), kl
+
+    def _kl(self, loc: Tensor, scale: Tensor) -> Tensor:
+        # Summand by summand: the whole is refused for scales that are no numbers, and a run that diverged has such,
+        # which must leave the others of its stack alone.
+        terms = functional.gaussian_kl_terms(loc, scale, self.prior_loc_like(loc), 1.0)
+        return terms.sum((-2, -1))
 
     def categories(self, parameters: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
         return self.categories_of(torch.addcmul(*self.loc_and_scale(parameters), noise))
@@ -119,8 +125,7 @@ class GaussianFamily(Family):
         return self.form(loc.mT, scale.mT, temperature, validate_args=False)
 
     def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
-        loc, scale = self.loc_and_scale(parameters)
-        return functional.gaussian_kl(loc, scale, self.prior_loc_like(loc), dim=-2).sum(-1)
+        return self._kl(*self.loc_and_scale(parameters))
 
     def discrete_log_probs(
         self, parameters: Tensor, temperature: Tensor | float, generator: torch.Generator
