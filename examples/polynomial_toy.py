@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -99,28 +99,30 @@ def train(family: str, make: Make, steps: int, seed: int = 1) -> tuple[list[floa
     return torch.stack(last).mean(0).tolist(), seconds
 
 
+def _written(losses: Sequence[float]) -> str:
+    return " / ".join(f"{loss:.4f}" for loss in losses)
+
+
 def table(record: dict) -> str:
-    """Markdown."""
-    best = (weights() - TARGET).abs().min()
-    head = ["estimator", "evaluations", *(f"p = {p:g}" for p in POWERS), "published", "IGR", "s"]
+    """Markdown, of what there is a record of."""
+    families = [family for family in FAMILIES if family in record]
+    head = ["estimator", "evaluations", *families, "published"]
     out = f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|\n"
     for name, make in ESTIMATORS.items():
-        own = record["Gumbel-Softmax"][name]
-        other = record["IGR"].get(name)
-        published = PUBLISHED.get(name)
-        cells = [
-            f"`{name}`",
-            str(make().evaluations),
-            *(f"{loss:.4f}" for loss in own["loss"]),
-            " / ".join(f"{loss:.4f}" for loss in published) if published else "",
-            " / ".join(f"{loss:.4f}" for loss in other["loss"]) if other else "",
-            f"{own['seconds']:.0f}",
-        ]
-        out += f"| {' | '.join(cells)} |\n"
-    return (
-        out
-        + f"| the best category alone | | {' | '.join(f'{best**p:.4f}' for p in POWERS)} | | | |\n"
-    )
+        found = [record[family].get(name) for family in families]
+        if any(found):
+            cells = [f"`{name}`", str(make().evaluations)]
+            cells += [_written(entry["loss"]) if entry else "" for entry in found]
+            cells.append(_written(PUBLISHED.get(name, ())))
+            out += f"| {' | '.join(cells)} |\n"
+    best = float((weights() - TARGET).abs().min())
+    floor = [
+        "the best category alone",
+        "",
+        *[_written([best**p for p in POWERS])] * len(families),
+        "",
+    ]
+    return out + f"| {' | '.join(floor)} |\n"
 
 
 def main() -> None:

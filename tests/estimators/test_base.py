@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -281,16 +282,17 @@ def test_a_plain_categorical_will_do_where_nothing_is_relaxed(name: str) -> None
 # what they declare
 
 
-def documentation():
-    path = Path(__file__).parents[2] / "docs" / "_estimators.py"
-    spec = importlib.util.spec_from_file_location("_estimators", path)
+def module_at(*path: str):
+    spec = importlib.util.spec_from_file_location(
+        "module", Path(__file__).parents[2].joinpath(*path)
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_table_in_the_documentation_is_what_they_declare() -> None:
-    page = documentation()
+    page = module_at("docs", "_estimators.py")
     assert page.BEGIN + page.table() + page.END in page.PAGE.read_text()
     classes = {type(estimator) for estimator in page.declared().values()}
     public = {getattr(E, name) for name in E.__all__}
@@ -300,6 +302,14 @@ def test_the_table_in_the_documentation_is_what_they_declare() -> None:
         if isinstance(c, type) and issubclass(c, E.Estimator) and c is not E.Estimator
     }
     assert classes == concrete
+
+
+def test_the_table_of_the_toy_is_its_record() -> None:
+    toy = module_at("examples", "polynomial_toy.py")
+    root = Path(__file__).parents[2]
+    record = json.loads((root / "examples" / "polynomial_toy.json").read_text())
+    page = (root / "docs" / "estimators.md").read_text()
+    assert toy.BEGIN + toy.table(record) + toy.END in page
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -459,3 +469,35 @@ def test_torch_func_works_or_is_refused(name: str) -> None:
     torch.testing.assert_close(
         torch.func.grad(loss)(logits), torch.autograd.grad(loss(leaf), leaf)[0]
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# refusals follow from what is declared
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_distribution_without_what_is_needed_is_refused(name: str) -> None:
+    estimator = EVERY[name](1, 3).float()
+    loc, scale = torch.zeros(4, 1, 2), torch.ones(4, 1, 2)
+    flow = Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0))
+    without = {
+        E.Needs.SAMPLES: torch.distributions.OneHotCategorical(logits=torch.zeros(4, 1, 3)),
+        E.Needs.DENSITY: torch.distributions.OneHotCategorical(logits=torch.zeros(4, 1, 3)),
+        E.Needs.COUPLING: SharpStickBreakingIGR(loc, scale, 0.5),
+        E.Needs.PROBABILITIES: PlanarIGR(loc, scale, 0.5, flow),
+    }
+    with pytest.raises(ValueError, match=r"^q: ") as error:
+        estimator(without[estimator.needs], lambda z: z[..., 0].sum(-1))
+    assert "\n" not in str(error.value)
+    assert type(without[estimator.needs]).__name__ in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind", [c for c in vars(E).values() if isinstance(c, type) and issubclass(c, E.Estimator)]
+)
+def test_too_few_samples_are_refused(kind: type[E.Estimator]) -> None:
+    if kind.min_samples > 1 and kind is not E.DisARM:
+        with pytest.raises(
+            ValueError, match=rf"^num_samples: expected at least 2 for {kind.__name__}"
+        ):
+            kind(1)
