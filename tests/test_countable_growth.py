@@ -154,19 +154,21 @@ def test_going_back_to_an_earlier_checkpoint(optimiser: Any) -> None:
 
 PROGRAM = """
 import sys, torch
-sys.path.insert(0, {folder!r})
+sys.path.insert(0, sys.argv[1])
 from test_countable_growth import Model, train
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
-model = Model({initial})
-optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-scheduler = CosineAnnealingWarmRestarts(optimizer, 3)
-parts = dict(model=model, optimizer=optimizer, scheduler=scheduler)
-states = torch.load("checkpoint")
-for name in {order!r}:
-    parts[name].load_state_dict(states[name])
-torch.set_rng_state(states["random"])
-train(model, optimizer, 4, scheduler)
-torch.save({{name: part.state_dict() for name, part in parts.items()}}, "result")
+names = ["model", "optimizer", "scheduler"]
+for initial, order in ((4, names), (32, names[::-1])):
+    model = Model(initial)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    scheduler = CosineAnnealingWarmRestarts(optimizer, 3)
+    parts = dict(model=model, optimizer=optimizer, scheduler=scheduler)
+    states = torch.load("checkpoint")
+    for name in order:
+        parts[name].load_state_dict(states[name])
+    torch.set_rng_state(states["random"])
+    train(model, optimizer, 4, scheduler)
+    torch.save({name: part.state_dict() for name, part in parts.items()}, f"result {initial}")
 """
 
 
@@ -179,11 +181,10 @@ def test_going_on_in_a_new_process(tmp_path: Path) -> None:
     torch.save({**states, "random": torch.get_rng_state()}, tmp_path / "checkpoint")
     train(model, optimizer, 4, scheduler)
     whole = {name: part.state_dict() for name, part in parts.items()}
-    names = list(parts)
-    for initial, order in ((4, names), (32, names[::-1])):
-        code = PROGRAM.format(folder=str(Path(__file__).parent), initial=initial, order=order)
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-        found = torch.load(tmp_path / "result")
+    folder = str(Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", PROGRAM, folder], check=True, cwd=tmp_path)
+    for initial in (4, 32):
+        found = torch.load(tmp_path / f"result {initial}")
         torch.testing.assert_close(found, whole, rtol=0, atol=0)
 
 
