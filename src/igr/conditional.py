@@ -161,6 +161,12 @@ class _FirstOrder(torch.autograd.Function):
         )
 
 
+def _first_order(derivative: Tensor, *parameters: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # compilers take no function in another's backward, nor differentiate twice
+        return derivative
+    return _FirstOrder.apply(derivative, *parameters)  # type: ignore[no-any-return]
+
+
 class _TruncatedNormal(torch.autograd.Function):
     r"""y = loc + scale x, x standard normal given that y < bound, as a function of uniform noise.
 
@@ -201,8 +207,8 @@ class _TruncatedNormal(torch.autograd.Function):
     def backward(ctx: Any, *grad: Tensor) -> Any:
         loc, scale, bound, ratio, slope = ctx.saved_tensors
         parameters = (loc, scale, bound)
-        ratio = _FirstOrder.apply(ratio, *parameters)
-        slope = _FirstOrder.apply(slope, *parameters)
+        ratio = _first_order(ratio, *parameters)
+        slope = _first_order(slope, *parameters)
         return grad[0] * (1 - ratio), grad[0] * slope, grad[0] * ratio, None, None
 
 
@@ -485,7 +491,7 @@ class _Largest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> Any:
         loc, scale, *jacobian = ctx.saved_tensors
-        t_loc, t_scale, p_loc, p_scale = (_FirstOrder.apply(j, loc, scale) for j in jacobian)
+        t_loc, t_scale, p_loc, p_scale = [_first_order(j, loc, scale) for j in jacobian]
         grad_t, grad_p = grad[0].unsqueeze(-1), grad[1].unsqueeze(-1)
         grad_loc = grad_t * t_loc + grad_p * p_loc
         grad_scale = grad_t * t_scale + grad_p * p_scale
