@@ -474,3 +474,99 @@ def test_pyros_flows_without_an_inverse_say_so(name: str) -> None:
         for score in (lambda f=form, z=z: f.log_prob(z), lambda f=form: igr.monte_carlo_kl(Q, f)):
             with pytest.raises(NotImplementedError, match=r"has no inverse.*rsample_and_log_prob"):
                 score()
+
+
+# Compilers, exporters and tracers
+
+
+def _form(name: str, x: Tensor, temperature: Any) -> igr.Relaxation:
+    if name == "gumbel":
+        return igr.GumbelSoftmax(temperature, logits=x)
+    n = x.shape[-1] // 2
+    allowed = torch.ones(n + 1, dtype=torch.bool)
+    allowed[1] = False
+    return igr.SoftmaxIGR(x[..., :n], x[..., n:].exp(), temperature, allowed=allowed)
+
+
+def _everything(name: str, x: Tensor, temperature: Any) -> Tensor:
+    """A number that all of a distribution's methods have a part in, but for conditional draws."""
+    q = _form(name, x, temperature)
+    z, log_prob = q.rsample_and_log_prob()
+    found = q.discrete()
+    total = q.rsample().sum() + q.sample((2,)).sum() + z.sum() + log_prob.sum()
+    total = total + q.log_prob(log_value=q.rsample_log()).sum() + found.probs.square().sum()
+    total = total + found.log_prob(found.sample()).sum() + igr.monte_carlo_kl(q, q).sum()
+    return total if name == "gumbel" else total + kl_divergence(q, q.expand(q.batch_shape)).sum()
+
+
+@pytest.mark.parametrize(
+    "name, tensor", [pytest.param("softmax", True, marks=pytest.mark.slow), ("gumbel", False)]
+)
+def test_compiles_at_several_sizes(name: str, tensor: bool) -> None:
+    """In one graph, with validation on, at two sizes of the batch and two numbers of categories."""
+    t = torch.tensor(0.5, requires_grad=True) if tensor else 0.5
+    kl_divergence(Q, Q)  # torch looks its rule up at the first call, which compilers cannot trace
+    torch.compiler.reset()
+    f = torch.compile(lambda x, t: _everything(name, x, t), fullgraph=True, backend="aot_eager")
+    for shape in ((7, 4), (9, 4), (7, 6)):
+        x = torch.zeros(shape, requires_grad=True)
+        f(x, t).backward()
+        assert x.grad is not None
+        assert x.grad.isfinite().all()
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["softmax", "gumbel"])
+def test_conditional_draws_compile_at_several_sizes(name: str) -> None:
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        q = _form(name, x, t)
+        onehot = F.pad(torch.ones_like(x[..., :1]), (0, q.num_categories - 1))
+        return q.conditional_rsample(onehot)
+
+    torch.compiler.reset()
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for shape in ((7, 4), (9, 4), (7, 6)):
+        x, t = torch.zeros(shape, requires_grad=True), torch.tensor(0.5, requires_grad=True)
+        z = compiled(x, t)
+        assert bool((z.argmax(-1) == 0).all())
+        for gradient in torch.autograd.grad(z.square().sum(), (x, t)):
+            assert gradient.isfinite().all()
+    torch.compiler.reset()
+
+
+class _Module(torch.nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.temperature = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = _form(self.name, x, self.temperature)
+        return q.discrete().probs + _everything(self.name, x, self.temperature)
+
+
+@pytest.mark.parametrize("name, strict", [("softmax", False), ("gumbel", True)])
+def test_exports_with_any_batch(name: str, strict: bool) -> None:
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(
+        _Module(name), (torch.zeros(7, 4),), dynamic_shapes={"x": batch}, strict=strict
+    )
+    for size in (2, 20):
+        assert exported.module()(torch.zeros(size, 4)).shape[0] == size
+
+
+@over(lambda c: c.own_noise and not c.foreign)
+def test_fake_tensors(case: Case) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        for t in (0.5, torch.ones((), dtype=D)):
+            q = case.build(torch.zeros(5, 3, dtype=D), torch.ones(5, 3, dtype=D), t)
+            z, log_prob = q.rsample_and_log_prob((2,))
+            assert q.log_prob(z).shape == log_prob.shape == (2, 5)
+            assert q.straight_through().shape == (5, 4)
+            if isinstance(q, igr.SoftmaxIGR | igr.GumbelSoftmax):
+                found = q.discrete()
+                assert found.log_prob(found.sample()).shape == (5,)
+                assert q.conditional_rsample(found.sample()).shape == (5, 4)  # type: ignore[attr-defined]

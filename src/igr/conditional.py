@@ -162,9 +162,11 @@ class _FirstOrder(torch.autograd.Function):
 
 
 def _first_order(derivative: Tensor, *parameters: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():  # compilers take no function in another's backward, nor differentiate twice
+    if (
+        torch.compiler.is_compiling()
+    ):  # compilers take no function in another's backward, nor differentiate twice
         return derivative
-    return _FirstOrder.apply(derivative, *parameters)  # type: ignore[no-any-return]
+    return _FirstOrder.apply(derivative, *parameters)
 
 
 class _TruncatedNormal(torch.autograd.Function):

@@ -257,7 +257,8 @@ def argmax_log_probs(
             part and get -inf. Where the last one is not allowed there is no threshold.
         max_elements: size of the largest tensors that are held, K x nodes for each problem. Batches
             that need more are computed in chunks, and computed again in the backward pass (not under
-            `torch.func.grad`, which keeps them all). A single problem is not divided.
+            `torch.func.grad`, which keeps them all). A single problem is not divided, and nothing is where the code is
+            compiled or exported: there a graph fits every size of batch.
         validate_args: whether to check values, by default as `torch.distributions` does.
 
     Returns:
@@ -394,6 +395,9 @@ def _log_integrals(
     count, num_gaussians = loc.shape
 
     def rows(nodes: int) -> list[slice]:
+        # The number of chunks would tie a compiled graph to the size of the batch.
+        if torch.compiler.is_compiling():
+            return [slice(None)]
         size = max(1, max_elements // (num_gaussians * nodes))
         return [slice(i, i + size) for i in range(0, max(count, 1), size)]
 

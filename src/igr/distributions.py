@@ -79,7 +79,7 @@ class RecoveredCategorical(OneHotCategorical, PyroSite):
         # OneHotCategorical would check the probabilities by torch's default, whatever it is asked.
         self._categorical = Categorical(probs, logits, validate_args=False)
         *batch, size = self._categorical.param_shape
-        Distribution.__init__(self, torch.Size(batch), torch.Size((size,)), validate_args=False)
+        PyroSite.__init__(self, torch.Size(batch), torch.Size((size,)), validate_args=False)
         self._validate_args = _checks.enabled(validate_args)
         self.standard_error = standard_error
         if self._validate_args:
@@ -92,6 +92,10 @@ class RecoveredCategorical(OneHotCategorical, PyroSite):
         if 0 in sample_shape:  # torch.multinomial draws one at least
             return self.probs.new_zeros(self._extended_shape(torch.Size(sample_shape)))
         return super().sample(torch.Size(sample_shape))
+
+    def _validate_sample(self, value: Tensor) -> None:
+        if _checks.values_can_be_read(value):
+            super()._validate_sample(value)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RecoveredCategorical:
         new = self._get_checked_instance(RecoveredCategorical, _instance)

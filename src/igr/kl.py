@@ -1,4 +1,8 @@
-r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and the plug-in (8)."""
+r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and the plug-in (8).
+
+`torch.distributions.kl_divergence` looks for the rule at the first call for two classes, which compilers cannot trace:
+call it once before compiling with ``fullgraph=True``.
+"""
 
 from __future__ import annotations
 
