@@ -455,7 +455,7 @@ def test_chains_start(name: str, kernel: Any) -> None:
 def test_chains_have_the_right_mean(name: str) -> None:
     """Against importance sampling: within five standard errors, of which the chain's are by its effective size."""
     q = SITES[name]()
-    mcmc = MCMC(NUTS(model_of(q)), num_samples=1000, warmup_steps=300, disable_progbar=True)
+    mcmc = MCMC(NUTS(model_of(q)), num_samples=300, warmup_steps=150, disable_progbar=True)
     mcmc.run()
     z = mcmc.get_samples()["z"]
     found = mcmc.diagnostics()["z"]["n_eff"]
