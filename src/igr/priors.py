@@ -43,6 +43,7 @@ __all__ = [
 _FLOOR = (
     1e-10  # every category of a relaxation has some probability: a zero in a target becomes this
 )
+_LOST = 1e-8  # recovered probabilities of broken sticks are told from 0 above this
 _TAIL = 1e-6  # mass of a countable target beyond the coordinates that are matched
 _REPLICATES = 8  # independent estimates that a standard error comes from
 _SOLVED = 1e-6  # total variation distance at which a solver stops
@@ -245,7 +246,7 @@ def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: 
 
     def quantiles(probs: Tensor) -> Tensor:
         if sticks:
-            probs = _hazard(probs)
+            probs = _hazard(probs.clamp_min(_LOST))
         return torch.special.ndtri(probs[..., :-1].clamp(1e-15, 1 - 1e-15))
 
     wanted = quantiles(probs)
@@ -253,6 +254,10 @@ def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: 
     def towards(found: Tensor) -> Tensor:
         # In (18) the last break only says how much is left over: it stays in the middle.
         change = wanted - quantiles(found)
+        if sticks:
+            # Next to nothing is left here yet: a step would follow rounding.
+            left = found.flip(-1).cumsum(-1).flip(-1)[..., :-1]
+            change = torch.where(left < 10 * _LOST, 0.0, change)
         return width * (F.pad(change, (0, 1)) if no_last else change)
 
     start = F.pad(wanted, (0, 1)) if no_last else wanted

@@ -44,7 +44,7 @@ _TAIL_NODES = 20
 _PANEL, _PANEL_NODES = 0.6, 3  # width in scales
 _NODES_PER_SCALE, _LEAST_NODES = 2.1, 7  # of G
 _NODES_AT_ONCE = 24
-_SMALLEST = 1e-12  # smaller probabilities are lost in rounding
+_SMALLEST = 1e-9  # smaller probabilities are lost in rounding
 
 
 def leader_log_probs(
@@ -95,8 +95,10 @@ def leader_log_probs(
         probs = torch.cat([probs[..., :-1], torch.zeros_like(probs[..., -1:])], -1)
     if allowed is not None:
         probs = _move_rest(probs, allowed.expand(probs.shape))
-    probs = probs.clamp_min(_SMALLEST)
-    log_probs = probs.log() - probs.sum(-1, keepdim=True).log()
+    # What rounding drowns goes on as a straight line, with a gradient that points the right way.
+    linear = math.log(_SMALLEST) + (probs / _SMALLEST - 1).clamp_min(-1.0)
+    log_probs = torch.where(probs < _SMALLEST, linear, probs.clamp_min(_SMALLEST).log())
+    log_probs = log_probs - probs.sum(-1, keepdim=True).log()
     if not rest and allowed is None:
         log_probs = torch.cat(
             [log_probs[..., :-1], torch.full_like(log_probs[..., -1:], -torch.inf)], -1
