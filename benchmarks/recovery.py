@@ -1,4 +1,4 @@
-"""Proposition 2 and RELAX against a pathwise training step, and how Proposition 2's cost grows with K."""
+"""Proposition 2 and RELAX against a pathwise step, broken sticks against Proposition 2, and its growth with K."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from harness import Row, alternate, compare, options, report
 from igr.discrete import argmax_log_probs
+from igr.stick_breaking import leader_log_probs
 from vae_step import IMAGES, PIXELS, grid, training
 
 VARIABLES = 2000
@@ -44,6 +45,31 @@ def recovery_row(repeats: int, images: Tensor) -> Row:
         None,
         repeats=repeats,
         note=f"largest error {error:.1e}",
+    )
+
+
+def stick_row(smallest: float | None, repeats: int) -> Row:
+    """The recovered distribution of a sharpened broken stick, forward and backward, against that of the softmax++."""
+    run, loc, scale = recovery(10, VARIABLES)
+    with torch.no_grad():
+        loc.div_(math.sqrt(3))
+        scale.copy_(torch.exp(0.6 * torch.randn_like(scale)))
+        if smallest is not None:
+            scale[7, 3] = smallest
+    weights = torch.randn(VARIABLES, 10)
+
+    def stick() -> None:
+        loc.grad = scale.grad = None
+        torch.vdot(leader_log_probs(loc, scale).exp().flatten(), weights.flatten()).backward()
+
+    which = "as new heads have them" if smallest is None else f"the same, but for one of {smallest}"
+    return compare(
+        f"broken stick, {VARIABLES} variables of K = 10, scales {which}",
+        stick,
+        "Proposition 2",
+        run,
+        20.0,
+        repeats=repeats,
     )
 
 
@@ -89,6 +115,8 @@ def main() -> None:
     repeats = chosen.repeats or 31
     rows = [
         recovery_row(repeats, images),
+        stick_row(None, min(repeats, 5)),
+        stick_row(0.05, min(repeats, 5)),
         growth_row(min(repeats, 11)),
         relax_row("gs", 5.0, repeats, images),
         relax_row("igr-i", 15.0, repeats, images),
