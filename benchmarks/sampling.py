@@ -1,4 +1,4 @@
-"""Sampling with gradient against what torch offers, stick-breaking against IGR-I, and the time of import.
+"""Sampling with gradient against what torch offers, stick-breaking against IGR-I, other dimensions, and the import.
 
 Forward and backward passes in float32, with an incoming gradient that is not constant.
 """
@@ -101,6 +101,23 @@ def stick_breaking(
     return lambda: run(form), lambda: run(fn.igr_softmax)
 
 
+def dimensions(form: Callable[..., Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A sampler along the dimension before the last, and along the last, of as many numbers."""
+
+    def run(shape: tuple[int, ...], dim: int) -> Callable[[], None]:
+        loc = torch.randn(shape).narrow(dim, 1, shape[dim] - 1).clone().requires_grad_()
+        scale = torch.ones_like(loc).requires_grad_()
+        weights = torch.randn(shape).flatten()
+
+        def step() -> None:
+            z = form(loc, scale, TEMPERATURE, dim=dim)
+            backward(torch.vdot(z.flatten(), weights), loc, scale)
+
+        return step
+
+    return run((100, 10, 20), -2), run((100, 20, 10), -1)
+
+
 def import_time(repeats: int) -> Row:
     """A fresh interpreter that imports igr, against one that imports torch."""
     seconds: dict[str, list[float]] = {"igr": [], "torch": []}
@@ -161,6 +178,11 @@ def main() -> None:
             target = TARGETS["stick"][shape[-1]]
             repeats = chosen.repeats or usual
             rows.append(compare(f"{name} {shape}", ours, "IGR-I", plain, target, repeats=repeats))
+    for name, form in {"IGR-I": fn.igr_softmax, **forms}.items():
+        other, last = dimensions(form)
+        repeats = chosen.repeats or 200
+        name = f"{name} (100, 10, 20) along dim 1"
+        rows.append(compare(name, other, "dim 2 of (100, 20, 10)", last, 1.1, repeats=repeats))
     rows.append(import_time(min(chosen.repeats or 7, 7)))
     report("Sampling with gradient", rows, chosen.json)
 

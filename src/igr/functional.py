@@ -227,7 +227,7 @@ def softmax_plus_plus(
         allowed: boolean, K entries, or K along `dim` for each element; a category that is not allowed gets exactly 0.
 
     Returns:
-        ``(*batch, K)``, summing to one, in the dtype of ``y``.
+        ``(*batch, K)``, summing to one; half precision where ``y`` is in that.
 
     Source: paper, equation (15).
 
@@ -766,6 +766,10 @@ def gaussian_kl(
 
     Returns:
         The divergence, without `dim`; in float32 for half precision.
+
+    Raises:
+        ValueError: if `scale` or `scale0` is not positive (values are looked at as in `igr_softmax`; elsewhere the
+            result is NaN or infinite), or shapes do not fit.
 
     >>> gaussian_kl(torch.zeros(8, 9), torch.ones(8, 9), loc0=torch.ones(9)).shape
     torch.Size([8])
