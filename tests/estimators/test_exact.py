@@ -57,6 +57,8 @@ def test_the_variables_of_an_element_are_found() -> None:
     )
     with pytest.raises(ValueError, match=message):
         Enumerate()(q, lambda z: z[..., 0].sum(-1))
+    with pytest.raises(ValueError, match=r"4\*\*128 here"):
+        Enumerate()(GumbelSoftmax(0.5, logits=torch.zeros(2, 128, 4)), lambda z: z.sum((-1, -2)))
 
 
 def test_a_state_that_cannot_be_may_have_any_loss() -> None:

@@ -15,6 +15,12 @@ gradients come out right too. f is minimised, so a KL term is added: :math:`f = 
 
 **Several samples.** ``num_samples=S`` averages S draws. f is then called S times, or, with ``sample_axis=True``, once
 with samples ``(S, *batch, K)``, for values with a leading S.
+
+**Random numbers.** ``estimator(q, f, generator=g)`` draws from g. A sequence of generators has one for each entry of
+q's first batch dimension: runs that are trained side by side then draw what each draws alone.
+
+**What each is.** Class attributes say what an estimator needs of q and of f, whether it is biased, and how often it
+evaluates f: `Estimator`. An estimator of one's own declares the same and implements ``_estimate``.
 """
 
 from igr.estimators.antithetic import CARMS, DisARM

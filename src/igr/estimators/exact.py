@@ -30,8 +30,8 @@ class Enumerate(JointEstimator):
 
     .. math:: \nabla_\theta \sum_{b} p_\theta(b)\, f_\theta(b)
 
-    No variance. f is a black box, evaluated at each of the :math:`K^N` one-hot states, and once more to find N when
-    called for the first time.
+    No variance. f is a black box, evaluated at each of the :math:`K^N` one-hot states; a first call may evaluate one
+    chunk twice, to find N.
 
     Args:
         max_states: most states that an element may have.
@@ -111,7 +111,8 @@ def _states(index: Tensor, logits: Tensor, dims: int) -> Tensor:
     """The states of these numbers, one-hot ``(len(index), *batch, K)``, the same for all elements."""
     size, batch = logits.shape[-1], logits.shape[:-1]
     variables = math.prod(batch[dims:])
-    power = size ** torch.arange(variables - 1, -1, -1, device=index.device)
+    # beyond 2**63 only where there are too many states, of which the first will do
+    power = (size ** torch.arange(variables - 1, -1, -1, device=index.device)).clamp(min=1)
     onehot = nn.functional.one_hot(index.unsqueeze(-1) // power % size, size).to(logits.dtype)
     onehot = onehot.reshape(len(index), *(1,) * dims, *batch[dims:], size)
     return onehot.expand(len(index), *batch, size).contiguous()
