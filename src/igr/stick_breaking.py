@@ -258,7 +258,7 @@ class _Level:
         at_once = min(_NODES_AT_ONCE, max(1, max_elements // (len(self.log_kept) * self.num_terms)))
         self.parts = [slice(i, min(i + at_once, num_nodes)) for i in range(0, num_nodes, at_once)]
         self.kept_terms: list[Tensor] | None = None
-        if len(self.log_kept) * num_nodes * self.num_terms <= max_elements:
+        if 16 * len(self.log_kept) * num_nodes * self.num_terms <= max_elements:
             self.kept_terms = [self._kept_terms(part) for part in self.parts]
 
     def kept(self, masses: Tensor) -> Tensor:
