@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from igr.experiments import data
-from igr.experiments.errors import ConfigError, RecordError
-from igr.experiments.files import make_folder, read_json, write_csv, write_json
+from igr.experiments.errors import ConfigError
+from igr.experiments.files import make_folder, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
 from igr.experiments.runs.jobs import Context, locked, tidy
-from igr.experiments.runs.records import FORMAT, versions
+from igr.experiments.runs.records import FORMAT, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
 from igr.experiments.training.config import SweepConfig
@@ -287,16 +287,7 @@ def read_cells(root: Path) -> list[dict[str, Any]]:
     Raises:
         RecordError: if one is damaged or was written by another version.
     """
-    cells = []
-    for path in sorted((root / "cells").glob("*.json")):
-        cell = read_json(path)
-        if cell.get("format") != FORMAT:
-            raise RecordError(
-                f"{path}: expected records of format {FORMAT}, found {cell.get('format')}: written by another"
-                " version of igr"
-            )
-        cells.append(cell)
-    return cells
+    return [read_record(path) for path in sorted((root / "cells").glob("*.json"))]
 
 
 def write_tables(root: Path) -> None:

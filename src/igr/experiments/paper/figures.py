@@ -22,8 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.discrete import argmax_log_probs
-from igr.experiments.errors import RecordError
-from igr.experiments.files import make_folder, read_json, write_atomically, write_json
+from igr.experiments.files import make_folder, write_atomically, write_json
 from igr.experiments.paper.specs import (
     Approximation,
     ApproximationFigure,
@@ -32,7 +31,7 @@ from igr.experiments.paper.specs import (
     TemperatureFigure,
 )
 from igr.experiments.runs.jobs import Context, locked, tidy
-from igr.experiments.runs.records import FORMAT, RunFolder, versions
+from igr.experiments.runs.records import FORMAT, RunFolder, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.streams import stream
 
@@ -382,12 +381,7 @@ class FigureJob:
         path = self.path(root)
         if not path.exists():
             return None
-        found = read_json(path)
-        if found.get("format") != FORMAT:
-            raise RecordError(
-                f"{path}: expected records of format {FORMAT}, found {found.get('format')}: written by another"
-                " version of igr"
-            )
+        found = read_record(path)
         return found if found.get("identity") == self.identity() else None
 
     def is_done(self, root: Path) -> bool:

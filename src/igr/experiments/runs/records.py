@@ -51,7 +51,7 @@ from igr.experiments.files import (
 )
 from igr.experiments.training.config import RunConfig, SweepConfig
 
-__all__ = ["FORMAT", "RunFolder", "Stack", "SweepFolder", "open_runs", "versions"]
+__all__ = ["FORMAT", "RunFolder", "Stack", "SweepFolder", "open_runs", "read_record", "versions"]
 
 FORMAT = 1
 """Version of the layout above; a reader refuses any other."""
@@ -59,13 +59,24 @@ FORMAT = 1
 _LOCK = ".lock"
 
 
-def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
-    """The configuration that `path` holds, checked like any other."""
-    settings = read_json(path)
-    if (found := settings.pop("format", None)) != FORMAT:
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object that a file of records holds.
+
+    Raises:
+        RecordError: if it is damaged or was written by another version.
+    """
+    record = read_json(path)
+    if (found := record.get("format")) != FORMAT:
         raise RecordError(
             f"{path}: expected records of format {FORMAT}, found {found}: written by another version of igr"
         )
+    return record
+
+
+def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
+    """The configuration that `path` holds, checked like any other."""
+    settings = read_record(path)
+    del settings["format"]
     try:
         return kind.from_dict(settings)
     except (ConfigError, TypeError) as error:
