@@ -270,7 +270,7 @@ def _run_on_ray(
         ray = importlib.import_module("ray")
         ray_queue = importlib.import_module("ray.util.queue")
     except ImportError:
-        raise ConfigError("engine: ray is not installed: pip install 'igr[ray]'") from None
+        raise ConfigError("engine: ray is not installed: pip install ray") from None
     started = not ray.is_initialized()
     if started:
         try:
