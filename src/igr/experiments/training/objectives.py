@@ -158,9 +158,9 @@ class Estimated(Objective):
     .. math:: \mathrm{estimator}\big(q, z \mapsto -\log p(x \mid z)\big)
               + \sum_n \mathrm{KL}(\hat q_n \,\|\, \text{uniform})
 
-    The KL of the recovered categorical is exact (Prop. 2 for IGR-I) and no part of what is estimated. Estimators draw
-    from torch's global generator, so every run has an estimator of its own and is computed by itself, its generator
-    seeded from its own noise: a run in a stack is the same run as alone.
+    The KL of the recovered categorical is exact (Prop. 2 for IGR-I) and no part of what is estimated. Every
+    run has an estimator of its own and is computed by itself, torch's global generator seeded from its own noise: a
+    run in a stack is the same run as alone.
 
     `Relax` and `Rebar` learn the temperature of their control variate; the run's is where it starts.
     """
