@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "RecordError", "UserError"]
-
 
 class UserError(Exception):
     """Something that the user can mend; the message is one line that says how."""

@@ -14,16 +14,6 @@ from typing import Any
 
 from igr.experiments.errors import RecordError
 
-__all__ = [
-    "make_folder",
-    "read_json",
-    "reason",
-    "remove_temporary",
-    "write_atomically",
-    "write_csv",
-    "write_json",
-]
-
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""

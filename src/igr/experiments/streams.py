@@ -6,8 +6,6 @@ import hashlib
 
 import torch
 
-__all__ = ["stream"]
-
 
 def stream(seed: int, *labels: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator that depends on the seed and the labels alone.

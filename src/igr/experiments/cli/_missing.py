@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-__all__ = ["exit_if_missing"]
-
 # What the extra `experiments` brings, as modules and as pip knows them where that is another name.
 _MODULES = (
     "filelock",

@@ -18,8 +18,6 @@ from igr.experiments.cli.console import fail, say
 from igr.experiments.errors import UserError
 from igr.experiments.runs.stopping import Interrupted
 
-__all__ = ["COMMANDS", "run"]
-
 COMMANDS = {
     "demo": "Train discrete VAEs with IGR and with Gumbel-Softmax on scanned digits and compare them.",
     "vae": "Train discrete VAEs, all temperatures and seeds of a family side by side, and evaluate them.",

@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["Column", "fail", "nats", "notes", "out", "prepare", "say", "table"]
-
 out = Console(highlight=False)
 notes = Console(stderr=True, highlight=False)
 

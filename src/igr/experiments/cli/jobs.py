@@ -14,8 +14,6 @@ from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.training.compute import Compute, check_compute
 from igr.experiments.training.config import check_choice, check_count
 
-__all__ = ["run_jobs"]
-
 
 def run_jobs(
     jobs: Sequence[Job],

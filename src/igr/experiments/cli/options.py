@@ -8,19 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = [
-    "Compiled",
-    "Device",
-    "Engine",
-    "Folder",
-    "RayAddress",
-    "Samples",
-    "Threads",
-    "Workers",
-    "choices",
-    "flag",
-]
-
 Folder = Annotated[Path, typer.Option("--out", help="Folder for everything that comes out.")]
 Threads = Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")]
 Samples = Annotated[int, typer.Option(help="Samples m of the importance-weighted bound.")]

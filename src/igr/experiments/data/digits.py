@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from igr.experiments.data.source import Bytes, Files, Source, Split
 
-__all__ = ["Digits"]
-
 
 @dataclass(frozen=True)
 class Digits(Source):

@@ -15,8 +15,6 @@ import numpy as np
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 
-__all__ = ["FASHION_MNIST", "MNIST", "Idx"]
-
 
 @dataclass(frozen=True)
 class Idx(Source):

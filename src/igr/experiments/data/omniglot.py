@@ -22,8 +22,6 @@ from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 from igr.experiments.errors import DataError, RecordError
 from igr.experiments.files import make_folder, write_atomically
 
-__all__ = ["OMNIGLOT", "Omniglot"]
-
 
 @dataclass(frozen=True)
 class _Part:

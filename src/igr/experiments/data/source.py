@@ -14,8 +14,6 @@ import numpy.typing as npt
 from igr.experiments.errors import DataError, RecordError
 from igr.experiments.files import make_folder
 
-__all__ = ["Archive", "Bytes", "Files", "Source", "Split"]
-
 Split: TypeAlias = Literal["train", "test"]
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 

@@ -11,8 +11,6 @@ from igr.experiments.models.gaussian import (
 from igr.experiments.models.gumbel import GumbelSoftmaxFamily
 from igr.experiments.models.planar import PlanarFamily
 
-__all__ = ["FAMILIES"]
-
 FAMILIES: dict[str, type[Family]] = {
     "igr-i": SoftmaxIGRFamily,
     "gs": GumbelSoftmaxFamily,

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from igr.distributions import Relaxation
 
-__all__ = ["Family", "winner"]
-
 
 @dataclass(frozen=True)
 class Family(ABC):

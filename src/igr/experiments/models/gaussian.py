@@ -16,13 +16,6 @@ from igr import functional
 from igr.discrete import uniform_loc
 from igr.experiments.models.family import Family, winner
 
-__all__ = [
-    "GaussianFamily",
-    "SharpStickBreakingFamily",
-    "SoftmaxIGRFamily",
-    "StickBreakingFamily",
-]
-
 _DRAWS = 1000  # of each image's code, to estimate its recovered distribution
 _ADDED = 1e-6  # to each frequency, so that no category is ruled out
 _AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes

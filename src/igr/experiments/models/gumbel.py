@@ -12,8 +12,6 @@ import igr
 from igr import functional
 from igr.experiments.models.family import Family
 
-__all__ = ["GumbelSoftmaxFamily"]
-
 
 @dataclass(frozen=True)
 class GumbelSoftmaxFamily(Family):

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from igr.functional import gaussian_log_prob
 
-__all__ = ["LIKELIHOODS", "Bernoulli", "Gaussian", "Likelihood"]
-
 
 class Likelihood(ABC):
     """What the decoder's outputs mean: p(x | z)."""

@@ -14,8 +14,6 @@ from igr import functional
 from igr.experiments.models.family import Family
 from igr.experiments.models.gaussian import SoftmaxIGRFamily
 
-__all__ = ["PlanarFamily"]
-
 
 @dataclass(frozen=True)
 class PlanarFamily(SoftmaxIGRFamily):

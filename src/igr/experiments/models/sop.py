@@ -20,8 +20,6 @@ from igr.experiments.models.family import Family
 from igr.experiments.models.likelihoods import Likelihood
 from igr.experiments.models.stacked import StackedModel, draw_maps, draw_stack
 
-__all__ = ["StackedSOP"]
-
 _LAYERS = ("first", "second", "output")
 
 

@@ -14,8 +14,6 @@ from igr.experiments.models.family import Family
 from igr.experiments.models.likelihoods import Likelihood
 from igr.experiments.streams import stream
 
-__all__ = ["StackedModel", "draw_maps", "draw_stack"]
-
 _Model = TypeVar("_Model", bound="StackedModel")
 
 

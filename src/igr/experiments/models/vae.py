@@ -13,8 +13,6 @@ from igr.experiments.models.family import Family
 from igr.experiments.models.likelihoods import Likelihood
 from igr.experiments.models.stacked import StackedModel, draw_maps, draw_stack
 
-__all__ = ["StackedVAE"]
-
 _LARGEST_TABLE = 2**20  # numbers; a table to gather from may be this large
 
 

@@ -28,8 +28,6 @@ from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
 from igr.experiments.training.config import SweepConfig
 
-__all__ = ["Cell", "cell_of", "cell_row", "read_cells", "write_tables"]
-
 
 def _rank(bound: float) -> float:
     """A bound to be compared: a run that diverged comes last."""

@@ -40,17 +40,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-__all__ = [
-    "SUFFIXES",
-    "TARGETS",
-    "FigureJob",
-    "Target",
-    "approximation_picture",
-    "bounds_by_temperature",
-    "save",
-    "table_picture",
-]
-
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,

@@ -32,20 +32,6 @@ from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.sweep import mean_and_spread
 from igr.experiments.training.config import check_choice, check_count, check_positive
 
-__all__ = [
-    "Entry",
-    "Options",
-    "Plan",
-    "Timing",
-    "best_entries",
-    "check_root",
-    "draw_figures",
-    "figure_lines",
-    "make_plan",
-    "names",
-    "timings",
-]
-
 
 def names() -> list[str]:
     """What ``igr reproduce`` can be asked for."""

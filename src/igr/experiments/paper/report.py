@@ -29,8 +29,6 @@ from igr.experiments.paper.specs import (
 )
 from igr.experiments.runs.sweep import nats
 
-__all__ = ["render", "write"]
-
 
 @dataclass(frozen=True)
 class _Line:

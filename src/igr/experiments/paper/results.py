@@ -19,8 +19,6 @@ from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.runs.jobs import Job
 
-__all__ = ["adopt", "collect", "discard", "folder", "results"]
-
 
 def folder() -> Path:
     """Where the results are: in the installed package, or at the top of a clone."""

@@ -11,24 +11,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = [
-    "CHOICES",
-    "COLUMNS",
-    "ERRATA",
-    "FIGURES",
-    "SCALES",
-    "TABLES",
-    "Approximation",
-    "ApproximationFigure",
-    "Column",
-    "CurveFigure",
-    "Row",
-    "Scale",
-    "Table",
-    "TableFigure",
-    "TemperatureFigure",
-]
-
 ERRATA: Mapping[str, str] = MappingProxyType(
     {
         "E3": "Equation (14) read literally is minimised by a point mass. Ours is matched in two clear meanings:"

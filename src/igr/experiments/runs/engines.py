@@ -28,8 +28,6 @@ from igr.experiments.runs.progress import Board, board
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute, keep_memory
 
-__all__ = ["ENGINES", "cores", "run"]
-
 ENGINES = ("local", "ray")
 
 _RESTARTS = 3  # of worker processes that were killed

@@ -21,8 +21,6 @@ from igr.experiments.runs.progress import Reporter
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute
 
-__all__ = ["Busy", "Context", "Job", "locked", "tidy", "work"]
-
 
 class Busy(Exception):  # noqa: N818
     """Another process holds what is needed."""

@@ -24,8 +24,6 @@ matplotlib.use("Agg")
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-__all__ = ["draw_run", "draw_sweep"]
-
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()

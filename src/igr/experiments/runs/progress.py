@@ -12,8 +12,6 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
 
-__all__ = ["Board", "Reporter", "board", "duration", "fit"]
-
 
 def duration(seconds: float) -> str:
     """Seconds as people say them.

@@ -51,8 +51,6 @@ from igr.experiments.files import (
 )
 from igr.experiments.training.config import RunConfig, SweepConfig
 
-__all__ = ["FORMAT", "RunFolder", "Stack", "SweepFolder", "open_runs", "read_record", "versions"]
-
 FORMAT = 1
 """Version of the layout above; a reader refuses any other."""
 

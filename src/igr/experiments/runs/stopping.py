@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 
-__all__ = ["Interrupted", "StopRequest"]
-
 
 class Interrupted(Exception):  # noqa: N818
     """Training was asked to stop, and all finished epochs are saved."""

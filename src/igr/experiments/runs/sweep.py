@@ -34,21 +34,6 @@ from igr.experiments.runs.train import load_model, select_runs, train_stack
 from igr.experiments.training import evaluation
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
 
-__all__ = [
-    "Result",
-    "Scoring",
-    "Sweep",
-    "digest",
-    "expected",
-    "grid",
-    "mean_and_spread",
-    "nats",
-    "run_rows",
-    "score",
-    "split_images",
-    "train",
-]
-
 
 def digest(value: Any) -> str:
     """A short name for what JSON can hold."""

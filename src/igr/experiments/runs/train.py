@@ -16,8 +16,6 @@ from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.trainer import METRICS, EpochStopped, StackTrainer, build
 
-__all__ = ["load_model", "select_runs", "train_stack"]
-
 _METRICS_EVERY = 10.0  # seconds
 _SAVING_SHARE = 0.25  # the most that saving may take of the time that training does
 

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["compile_gradient"]
-
 
 def compile_gradient(
     loss: Callable[[dict[str, Tensor], Tensor, Tensor], tuple[Tensor, Any]],

@@ -12,8 +12,6 @@ import torch
 
 from igr.experiments.errors import ConfigError
 
-__all__ = ["CPU", "Compute", "check_compute", "flushed_denormals", "keep_memory"]
-
 
 @contextlib.contextmanager
 def flushed_denormals() -> Iterator[None]:

@@ -14,8 +14,6 @@ from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
 from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED, declared
 
-__all__ = ["ARCHITECTURES", "ConfigError", "RunConfig", "SweepConfig", "stacks"]
-
 ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 256), "sop": ()}
 """Widths of the encoder's hidden layers; the decoder's are the same in reverse.
 

@@ -19,8 +19,6 @@ from igr.experiments.models.stacked import StackedModel
 from igr.experiments.models.vae import StackedVAE
 from igr.experiments.streams import stream
 
-__all__ = ["Evaluation", "ImageScores", "draw_categories", "evaluate", "score_images"]
-
 # Samples decoded at once: the outputs of so many stay in the caches of two cores; a card is to be kept busy.
 _ROWS = 1024
 _ROWS_ON_CUDA = 2**17

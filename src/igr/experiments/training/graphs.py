@@ -7,8 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["GraphedStep", "Step"]
-
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _WARM_UP = 3  # steps before recording, which libraries and the allocator settle in

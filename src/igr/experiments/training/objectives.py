@@ -21,16 +21,6 @@ from igr.estimators import Estimator
 from igr.experiments.models.vae import StackedVAE
 from igr.experiments.streams import stream
 
-__all__ = [
-    "ESTIMATORS",
-    "OWN_TEMPERATURE",
-    "RELAXED",
-    "Estimated",
-    "Objective",
-    "Relaxed",
-    "Setting",
-]
-
 RELAXED = ("pathwise", "sticking-the-landing")
 """Estimators of the relaxed objective, which every family has of its own."""
 

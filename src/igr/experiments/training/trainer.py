@@ -20,8 +20,6 @@ from igr.experiments.training.config import RunConfig
 from igr.experiments.training.graphs import GraphedStep, Step
 from igr.experiments.training.objectives import ESTIMATORS, Estimated, Objective, Relaxed, Setting
 
-__all__ = ["METRICS", "EpochStopped", "StackTrainer", "build"]
-
 METRICS = ("elbo", "log_likelihood", "kl")
 """What is recorded of each epoch: means over the training images, in nats per image."""
 
