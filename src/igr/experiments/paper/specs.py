@@ -5,11 +5,10 @@ Adding a row is adding data: nothing here is code that a table or a figure has t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 ERRATA: Mapping[str, str] = MappingProxyType(
     {
@@ -46,6 +45,13 @@ ERRATA: Mapping[str, str] = MappingProxyType(
 """What is wrong in the paper or its released code and bears on a table or figure, in one or two sentences."""
 
 
+_Named = TypeVar("_Named", bound="Column | Table | ApproximationFigure | TableFigure | Scale")
+
+
+def _by_name(*specs: _Named) -> Mapping[str, _Named]:
+    return MappingProxyType({each.name: each for each in specs})
+
+
 @dataclass(frozen=True)
 class Column:
     """A data set of a table.
@@ -62,16 +68,15 @@ class Column:
     settings: Mapping[str, Any] = field(default_factory=dict)
     errata: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        return self.dataset
 
-COLUMNS: Mapping[str, Column] = MappingProxyType(
-    {
-        column.dataset: column
-        for column in (
-            Column("mnist", "MNIST"),
-            Column("fashion-mnist", "FMNIST", {"decoder": "gaussian-paper"}, ("E8",)),
-            Column("omniglot", "Omniglot", {}, ("E13",)),
-        )
-    }
+
+COLUMNS = _by_name(
+    Column("mnist", "MNIST"),
+    Column("fashion-mnist", "FMNIST", {"decoder": "gaussian-paper"}, ("E8",)),
+    Column("omniglot", "Omniglot", {}, ("E13",)),
 )
 
 
@@ -96,10 +101,6 @@ class Row:
     temperatures: tuple[float, ...] | None = None
     columns: tuple[str, ...] | None = None
     errata: tuple[str, ...] = ()
-
-    def with_settings(self, **settings: Any) -> Row:
-        """The same row with more settings."""
-        return dataclasses.replace(self, settings={**self.settings, **settings})
 
 
 @dataclass(frozen=True)
@@ -131,214 +132,158 @@ class Table:
 
 _ALL = ("mnist", "fashion-mnist", "omniglot")
 
+_LABELS = {
+    "igr-i": "IGR-I",
+    "igr-planar": "IGR-Planar",
+    "igr-sb": "IGR-SB",
+    "igr-sb-sharp": "IGR-SB sharpened",
+    "gs": "GS",
+}
+_ERRATA = {"igr-planar": ("E12",), "igr-sb": ("E5",), "igr-sb-sharp": ("E5",)}
 
-def _three(*numbers: tuple[float, float]) -> dict[str, tuple[float, float]]:
-    return dict(zip(_ALL, numbers, strict=True))
+Numbers = tuple[tuple[float, float], ...]
 
 
-_TABLE1 = (
-    Row(
-        "igr-i",
-        "IGR-I",
-        {"family": "igr-i"},
-        _three((-94.65, 0.14), (-38.12, 0.12), (-128.14, 0.40)),
-    ),
-    Row(
-        "igr-planar",
-        "IGR-Planar",
-        {"family": "igr-planar"},
-        _three((-96.21, 0.14), (-38.72, 0.17), (-130.76, 0.17)),
-        errata=("E12",),
-    ),
-    Row(
-        "igr-sb",
-        "IGR-SB",
-        {"family": "igr-sb"},
-        _three((-96.74, 0.36), (-41.70, 0.50), (-124.77, 0.40)),
-        errata=("E5",),
-    ),
-    Row("igr-sb-sharp", "IGR-SB sharpened", {"family": "igr-sb-sharp"}, errata=("E5",)),
-    Row(
-        "gs",
-        "GS",
-        {"family": "gs"},
-        _three((-106.17, 1.00), (-46.65, 0.89), (-138.98, 1.01)),
-    ),
-)
+def _row(family: str, paper: Numbers = (), name: str = "", label: str = "", **more: Any) -> Row:
+    """A row of a family; `name` and `label` go on from the family's, the paper's numbers are in the order of `_ALL`."""
+    settings = {"family": family, **more.pop("settings", {})}
+    numbers = dict(zip(_ALL, paper, strict=False))
+    return Row(family + name, _LABELS[family] + label, settings, numbers, **more)
 
-_TABLE1_SL: Mapping[str, dict[str, tuple[float, float]]] = {
-    "igr-i": _three((-94.18, 0.37), (-38.16, 0.35), (-122.96, 1.32)),
-    "igr-planar": _three((-95.97, 0.53), (-38.59, 0.29), (-127.96, 3.75)),
-    "igr-sb": _three((-96.05, 0.74), (-39.52, 0.32), (-124.35, 1.10)),
-    "gs": _three((-103.80, 0.73), (-43.86, 1.22), (-133.45, 1.88)),
+
+def _rows(paper: Mapping[str, Numbers], errata: tuple[str, ...] = (), **more: Any) -> list[Row]:
+    """A row of each family."""
+    return [
+        _row(family, paper.get(family, ()), errata=(*_ERRATA.get(family, ()), *errata), **more)
+        for family in _LABELS
+    ]
+
+
+def _relax(family: str, paper: Numbers) -> Row:
+    """A row of RELAX, at the paper's temperature."""
+    of_igr = family == "igr-i"
+    return _row(
+        family,
+        paper,
+        "+relax",
+        " + RELAX",
+        settings={"estimator": "relax"},
+        temperatures=(0.15,) if of_igr else (5.0,),
+        errata=("E7", "E10") if of_igr else (),
+    )
+
+
+_TABLE1: dict[str, Numbers] = {
+    "igr-i": ((-94.65, 0.14), (-38.12, 0.12), (-128.14, 0.40)),
+    "igr-planar": ((-96.21, 0.14), (-38.72, 0.17), (-130.76, 0.17)),
+    "igr-sb": ((-96.74, 0.36), (-41.70, 0.50), (-124.77, 0.40)),
+    "gs": ((-106.17, 1.00), (-46.65, 0.89), (-138.98, 1.01)),
+}
+_TABLE1_SL: dict[str, Numbers] = {
+    "igr-i": ((-94.18, 0.37), (-38.16, 0.35), (-122.96, 1.32)),
+    "igr-planar": ((-95.97, 0.53), (-38.59, 0.29), (-127.96, 3.75)),
+    "igr-sb": ((-96.05, 0.74), (-39.52, 0.32), (-124.35, 1.10)),
+    "gs": ((-103.80, 0.73), (-43.86, 1.22), (-133.45, 1.88)),
+}
+_TABLE2: dict[str, Numbers] = {
+    "igr-i": ((-57.28, 0.07),),
+    "igr-planar": ((-56.61, 0.13),),
+    "igr-sb": ((-45.12, 1.61),),
+    "gs": ((-59.31, 0.21),),
+}
+_TABLE3: dict[str, Numbers] = {
+    "igr-i": ((-91.98, 1.29), (-34.80, 3.33), (-135.30, 1.71)),
+    "igr-planar": ((-92.91, 2.51), (-34.10, 3.23), (-133.63, 1.86)),
+    "igr-sb": ((-94.92, 0.66), (-34.57, 3.09), (-139.82, 9.27)),
+    "gs": ((-98.06, 1.73), (-29.72, 2.77), (-147.71, 3.04)),
 }
 
 _SL = {"estimator": "sticking-the-landing"}
-_RELAX = {"estimator": "relax"}
+_SOUND = {
+    "name": "+sound",
+    "label": ", sound decoder",
+    "settings": {"decoder": "gaussian"},
+    "columns": ("fashion-mnist",),
+    "errata": ("E8",),
+}
+_UNIT = {"name": "+unit", "label": ", scale 1", "settings": {"unit_scale": True}}
 _NONLINEAR = {"architecture": "nonlinear"}
-_SOUND = {"decoder": "gaussian"}
 
-
-def _with_sl(row: Row) -> Row:
-    return dataclasses.replace(
-        row.with_settings(**_SL),
-        name=f"{row.name}+sl",
-        label=f"{row.label} + SL",
-        paper=_TABLE1_SL.get(row.name, {}),
-        errata=(*row.errata, "E15"),
-    )
-
-
-def _sound(row: Row) -> Row:
-    return dataclasses.replace(
-        row.with_settings(**_SOUND),
-        name=f"{row.name}+sound",
-        label=f"{row.label}, sound decoder",
-        paper={},
-        columns=("fashion-mnist",),
-        errata=("E8",),
-    )
-
-
-def _with_unit_scale(row: Row) -> Row:
-    return dataclasses.replace(
-        row.with_settings(unit_scale=True), name=f"{row.name}+unit", label=f"{row.label}, scale 1"
-    )
-
-
-def _of_table1(paper: Mapping[str, Mapping[str, tuple[float, float]]]) -> tuple[Row, ...]:
-    """The rows of table 1 without SL, with other numbers."""
-    return tuple(dataclasses.replace(row, paper=paper.get(row.name, {})) for row in _TABLE1)
-
-
-_TABLE2 = _of_table1(
-    {
-        "igr-i": {"mnist": (-57.28, 0.07)},
-        "igr-planar": {"mnist": (-56.61, 0.13)},
-        "igr-sb": {"mnist": (-45.12, 1.61)},
-        "gs": {"mnist": (-59.31, 0.21)},
-    }
-)
-
-
-TABLES: Mapping[str, Table] = MappingProxyType(
-    {
-        table.name: table
-        for table in (
-            Table(
-                "table1",
-                "Table 1: test log-likelihood, linear architecture",
-                _ALL,
-                (
-                    *_TABLE1,
-                    *(_with_sl(row) for row in _TABLE1),
-                    *(_sound(row) for row in _TABLE1 if row.name in ("igr-i", "gs")),
-                ),
-                errata=("E6",),
+TABLES = _by_name(
+    Table(
+        "table1",
+        "Table 1: test log-likelihood, linear architecture",
+        _ALL,
+        (
+            *_rows(_TABLE1),
+            *_rows(_TABLE1_SL, ("E15",), name="+sl", label=" + SL", settings=_SL),
+            *(_row(family, **_SOUND) for family in ("igr-i", "gs")),
+        ),
+        errata=("E6",),
+    ),
+    Table(
+        "table2",
+        "Table 2: structured output prediction, test log-likelihood of the lower half given the upper",
+        ("mnist",),
+        (
+            *_rows(_TABLE2),
+            _row("igr-i", _TABLE2["igr-i"], **_UNIT),
+            _row("igr-planar", _TABLE2["igr-planar"], errata=("E12",), **_UNIT),
+        ),
+        {
+            "architecture": "sop",
+            "num_variables": 240,
+            "num_categories": 2,
+            "lr_decay": 1e-3,
+            "lr_min": 1e-4,
+        },
+        measure_label="log mean p",
+        has_released=False,
+        lrs=(1e-3,),
+        errata=("E9",),
+    ),
+    Table(
+        "table3",
+        "Table 3: test log-likelihood, nonlinear architecture",
+        _ALL,
+        tuple(_rows(_TABLE3)),
+        _NONLINEAR,
+        errata=("E6",),
+    ),
+    Table(
+        "table4",
+        "Table 4: test log-likelihood with and without RELAX, nonlinear architecture",
+        ("mnist",),
+        (
+            _row("igr-i", ((-94.18, 0.37),), errata=("E11",)),
+            _row("gs", ((-103.80, 0.73),), errata=("E11",)),
+            _relax("igr-i", ((-70.41, 2.41),)),
+            _relax("gs", ((-83.41, 1.11),)),
+        ),
+        _NONLINEAR,
+        errata=("E6",),
+    ),
+    Table(
+        "table5",
+        "Table 5: test ELBO with S = 4 samples, nonlinear architecture",
+        ("mnist",),
+        (
+            _row("igr-i", ((-118.45, 3.02),)),
+            _row("gs", ((-126.84, 2.20),)),
+            _relax("igr-i", ((-82.85, 0.55),)),
+            _relax("gs", ((-112.76, 1.72),)),
+            Row(
+                "uspgbl",
+                "USPGBL",
+                {"family": "gs", "estimator": "unordered-set"},
+                {"mnist": (-106.89, 1.37)},
+                temperatures=(1.0,),
             ),
-            Table(
-                "table2",
-                "Table 2: structured output prediction, test log-likelihood of the lower half given the upper",
-                ("mnist",),
-                (
-                    *_TABLE2,
-                    *(_with_unit_scale(r) for r in _TABLE2 if r.name in ("igr-i", "igr-planar")),
-                ),
-                {
-                    "architecture": "sop",
-                    "num_variables": 240,
-                    "num_categories": 2,
-                    "lr_decay": 1e-3,
-                    "lr_min": 1e-4,
-                },
-                measure_label="log mean p",
-                has_released=False,
-                lrs=(1e-3,),
-                errata=("E9",),
-            ),
-            Table(
-                "table3",
-                "Table 3: test log-likelihood, nonlinear architecture",
-                _ALL,
-                _of_table1(
-                    {
-                        "igr-i": _three((-91.98, 1.29), (-34.80, 3.33), (-135.30, 1.71)),
-                        "igr-planar": _three((-92.91, 2.51), (-34.10, 3.23), (-133.63, 1.86)),
-                        "igr-sb": _three((-94.92, 0.66), (-34.57, 3.09), (-139.82, 9.27)),
-                        "gs": _three((-98.06, 1.73), (-29.72, 2.77), (-147.71, 3.04)),
-                    }
-                ),
-                _NONLINEAR,
-                errata=("E6",),
-            ),
-            Table(
-                "table4",
-                "Table 4: test log-likelihood with and without RELAX, nonlinear architecture",
-                ("mnist",),
-                (
-                    Row(
-                        "igr-i",
-                        "IGR-I",
-                        {"family": "igr-i"},
-                        {"mnist": (-94.18, 0.37)},
-                        errata=("E11",),
-                    ),
-                    Row("gs", "GS", {"family": "gs"}, {"mnist": (-103.80, 0.73)}, errata=("E11",)),
-                    Row(
-                        "igr-i+relax",
-                        "IGR-I + RELAX",
-                        {"family": "igr-i", **_RELAX},
-                        {"mnist": (-70.41, 2.41)},
-                        temperatures=(0.15,),
-                        errata=("E7", "E10"),
-                    ),
-                    Row(
-                        "gs+relax",
-                        "GS + RELAX",
-                        {"family": "gs", **_RELAX},
-                        {"mnist": (-83.41, 1.11)},
-                        temperatures=(5.0,),
-                    ),
-                ),
-                _NONLINEAR,
-                errata=("E6",),
-            ),
-            Table(
-                "table5",
-                "Table 5: test ELBO with S = 4 samples, nonlinear architecture",
-                ("mnist",),
-                (
-                    Row("igr-i", "IGR-I", {"family": "igr-i"}, {"mnist": (-118.45, 3.02)}),
-                    Row("gs", "GS", {"family": "gs"}, {"mnist": (-126.84, 2.20)}),
-                    Row(
-                        "igr-i+relax",
-                        "IGR-I + RELAX",
-                        {"family": "igr-i", **_RELAX},
-                        {"mnist": (-82.85, 0.55)},
-                        temperatures=(0.15,),
-                        errata=("E7", "E10"),
-                    ),
-                    Row(
-                        "gs+relax",
-                        "GS + RELAX",
-                        {"family": "gs", **_RELAX},
-                        {"mnist": (-112.76, 1.72)},
-                        temperatures=(5.0,),
-                    ),
-                    Row(
-                        "uspgbl",
-                        "USPGBL",
-                        {"family": "gs", "estimator": "unordered-set"},
-                        {"mnist": (-106.89, 1.37)},
-                        temperatures=(1.0,),
-                    ),
-                ),
-                {**_NONLINEAR, "num_samples": 4},
-                measure="elbo",
-                measure_label="ELBO",
-            ),
-        )
-    }
+        ),
+        {**_NONLINEAR, "num_samples": 4},
+        measure="elbo",
+        measure_label="ELBO",
+    ),
 )
 
 
@@ -403,18 +348,14 @@ class TemperatureFigure(TableFigure):
     """Bound of the discrete model on held-out images against the temperature."""
 
 
-_HOWS = {"hard": "recovered distribution", "mean": "E[z]"}
-
-
 def _fits(
     label: str, family: str, how: str, temperature: float, *sizes: int
 ) -> tuple[Approximation, ...]:
     """One fit, or one for each number of categories, for the same panels."""
-    what = _HOWS[how] if how == "hard" else f"{_HOWS[how]} at temperature {temperature:g}"
-    if not sizes:
-        return (Approximation(f"{label}: {what}", family, how, temperature),)
+    what = "recovered distribution" if how == "hard" else f"E[z] at temperature {temperature:g}"
+    named = {f"{label}, K = {K}": K for K in sizes} or {label: None}
     return tuple(
-        Approximation(f"{label}, K = {K}: {what}", family, how, temperature, K) for K in sizes
+        Approximation(f"{name}: {what}", family, how, temperature, K) for name, K in named.items()
     )
 
 
@@ -425,103 +366,96 @@ _INFINITE_IGR = (
     _fits("IGR-SB, sharpened", "countable", "mean", 0.5),
     _fits("IGR-SB, paper’s map", "countable-paper", "mean", 0.01),
 )
-_INFINITE_GS = (
-    _fits("GS", "gs", "hard", 0.25, 20, 40, 100),
-    _fits("GS", "gs", "mean", 0.25, 20, 40, 100),
-)
+_INFINITE_GS = tuple(_fits("GS", "gs", how, 0.25, 20, 40, 100) for how in ("hard", "mean"))
 _FINITE_IGR = (
     _fits("IGR-I", "igr-i", "hard", 0.25),
     _fits("IGR-I", "igr-i", "mean", 0.25),
     _fits("IGR-SB, sharpened", "igr-sb-sharp", "hard", 0.25),
     _fits("IGR-SB, sharpened", "igr-sb-sharp", "mean", 0.25),
 )
-_FINITE_GS = (_fits("GS", "gs", "hard", 0.25), _fits("GS", "gs", "mean", 0.25))
+_FINITE_GS = tuple(_fits("GS", "gs", how, 0.25) for how in ("hard", "mean"))
 
-FIGURES: Mapping[str, ApproximationFigure | TableFigure] = MappingProxyType(
-    {
-        figure.name: figure
-        for figure in (
-            ApproximationFigure(
-                "figure1",
-                "Figure 1: Poisson(50) by IGR-SB and by Gumbel-Softmax",
-                "poisson-50",
-                (*_INFINITE_IGR, *_INFINITE_GS),
-                "Left at the start, right fitted. No number of categories is chosen for IGR-SB: each draw breaks its"
-                " stick until 0.99 of it is used, and coordinates are added as draws need them. A start from the"
-                " prior concentrates to the left, because sticks are broken from there.",
-                ("E3", "E4"),
-            ),
-            CurveFigure(
-                "figure2",
-                "Figure 2: test ELBO of the continuous model on MNIST",
-                "table1",
-                "mnist",
-                ("igr-i", "igr-planar", "igr-sb", "igr-sb-sharp", "gs"),
-                "Test ELBO of the relaxed model over training, at each model’s chosen temperature; bars are one"
-                " standard deviation over the seeds. Its KL is that of the relaxations, so models are not on"
-                " quite the same scale; the discrete comparison is table 1.",
-            ),
-            TemperatureFigure(
-                "temperatures",
-                "Bound of the discrete model against the temperature, on MNIST",
-                "table1",
-                "mnist",
-                ("igr-i", "igr-planar", "igr-sb", "igr-sb-sharp", "gs"),
-                "How forgiving each model is: the bound of the discrete model on held-out images, for the best of the"
-                " learning rates at each temperature, after as many epochs as all temperatures were trained for. Not"
-                " a figure of the paper’s.",
-            ),
-            ApproximationFigure(
-                "figure3",
-                "Figure 3: Binomial(12, 0.3) by IGR",
-                "binomial-12-0.3",
-                _FINITE_IGR,
-                "Left at the start, right fitted.",
-                ("E3", "E5"),
-            ),
-            ApproximationFigure(
-                "figure4",
-                "Figure 4: Binomial(12, 0.3) by Gumbel-Softmax",
-                "binomial-12-0.3",
-                _FINITE_GS,
-                "Left at the start, right fitted.",
-                ("E3",),
-            ),
-            ApproximationFigure(
-                "figure5",
-                "Figure 5: a distribution of ten categories by IGR",
-                "ten-categories",
-                _FINITE_IGR,
-                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left at the start, right fitted.",
-                ("E3", "E5"),
-            ),
-            ApproximationFigure(
-                "figure6",
-                "Figure 6: a distribution of ten categories by Gumbel-Softmax",
-                "ten-categories",
-                _FINITE_GS,
-                "p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. Left at the start, right fitted.",
-                ("E3",),
-            ),
-            ApproximationFigure(
-                "figure7",
-                "Figure 7: NegativeBinomial(50, 0.6) by IGR-SB",
-                "negative-binomial-50-0.6",
-                _INFINITE_IGR,
-                "Left at the start, right fitted. No number of categories is chosen for IGR-SB: each draw breaks its"
-                " stick until 0.99 of it is used, and coordinates are added as draws need them.",
-                ("E3", "E4"),
-            ),
-            ApproximationFigure(
-                "figure8",
-                "Figure 8: NegativeBinomial(50, 0.6) by Gumbel-Softmax",
-                "negative-binomial-50-0.6",
-                _INFINITE_GS,
-                "Left at the start, right fitted.",
-                ("E3", "caption of figure 8"),
-            ),
-        )
-    }
+_SIDES = "Left at the start, right fitted."
+_CUT = (
+    f"{_SIDES} No number of categories is chosen for IGR-SB: each draw breaks its stick until 0.99 of it is used, and"
+    " coordinates are added as draws need them."
+)
+_TEN = f"p = (10, 1, 5, 1, 10, 10, 1, 6, 1, 1) / 46. {_SIDES}"
+_ON_MNIST = ("table1", "mnist", tuple(_LABELS))
+
+FIGURES: Mapping[str, ApproximationFigure | TableFigure] = _by_name(
+    ApproximationFigure(
+        "figure1",
+        "Figure 1: Poisson(50) by IGR-SB and by Gumbel-Softmax",
+        "poisson-50",
+        (*_INFINITE_IGR, *_INFINITE_GS),
+        f"{_CUT} A start from the prior concentrates to the left, because sticks are broken from there.",
+        ("E3", "E4"),
+    ),
+    CurveFigure(
+        "figure2",
+        "Figure 2: test ELBO of the continuous model on MNIST",
+        *_ON_MNIST,
+        "Test ELBO of the relaxed model over training, at each model’s chosen temperature; bars are one"
+        " standard deviation over the seeds. Its KL is that of the relaxations, so models are not on"
+        " quite the same scale; the discrete comparison is table 1.",
+    ),
+    TemperatureFigure(
+        "temperatures",
+        "Bound of the discrete model against the temperature, on MNIST",
+        *_ON_MNIST,
+        "How forgiving each model is: the bound of the discrete model on held-out images, for the best of the"
+        " learning rates at each temperature, after as many epochs as all temperatures were trained for. Not"
+        " a figure of the paper’s.",
+    ),
+    ApproximationFigure(
+        "figure3",
+        "Figure 3: Binomial(12, 0.3) by IGR",
+        "binomial-12-0.3",
+        _FINITE_IGR,
+        _SIDES,
+        ("E3", "E5"),
+    ),
+    ApproximationFigure(
+        "figure4",
+        "Figure 4: Binomial(12, 0.3) by Gumbel-Softmax",
+        "binomial-12-0.3",
+        _FINITE_GS,
+        _SIDES,
+        ("E3",),
+    ),
+    ApproximationFigure(
+        "figure5",
+        "Figure 5: a distribution of ten categories by IGR",
+        "ten-categories",
+        _FINITE_IGR,
+        _TEN,
+        ("E3", "E5"),
+    ),
+    ApproximationFigure(
+        "figure6",
+        "Figure 6: a distribution of ten categories by Gumbel-Softmax",
+        "ten-categories",
+        _FINITE_GS,
+        _TEN,
+        ("E3",),
+    ),
+    ApproximationFigure(
+        "figure7",
+        "Figure 7: NegativeBinomial(50, 0.6) by IGR-SB",
+        "negative-binomial-50-0.6",
+        _INFINITE_IGR,
+        _CUT,
+        ("E3", "E4"),
+    ),
+    ApproximationFigure(
+        "figure8",
+        "Figure 8: NegativeBinomial(50, 0.6) by Gumbel-Softmax",
+        "negative-binomial-50-0.6",
+        _INFINITE_GS,
+        _SIDES,
+        ("E3", "caption of figure 8"),
+    ),
 )
 
 
@@ -580,47 +514,42 @@ class Scale:
     figure_draws: int | None = None
 
 
-SCALES: Mapping[str, Scale] = MappingProxyType(
-    {
-        scale.name: scale
-        for scale in (
-            Scale(
-                "smoke",
-                "a test that everything runs: one step on a few small digits, so the numbers mean nothing",
-                temperatures=(0.1, 0.5),
-                lrs=(1e-3,),
-                seeds=1,
-                epochs=1,
-                train_images=110,
-                held_out=10,
-                test_images=5,
-                choice_samples=5,
-                samples=10,
-                stand_in="digits",
-                figure_steps=3,
-                figure_draws=100,
-            ),
-            Scale(
-                "short",
-                "a look at every table within half an hour: part of the images, few epochs, far from converged",
-                temperatures=(0.1, 0.5),
-                lrs=(1e-3,),
-                seeds=2,
-                epochs=5,
-                train_images=10_000,
-                held_out=500,
-                test_images=500,
-                samples=1000,
-            ),
-            Scale(
-                "full",
-                "as published",
-                temperatures=(0.01, 0.03, 0.07, 0.1, 0.25, 0.4, 0.5, 0.67, 0.85, 1.0),
-                lrs=(1e-4, 3e-4, 1e-3),
-                seeds=5,
-                epochs=100,
-                rungs=CHOICES["halving"],
-            ),
-        )
-    }
+SCALES = _by_name(
+    Scale(
+        "smoke",
+        "a test that everything runs: one step on a few small digits, so the numbers mean nothing",
+        temperatures=(0.1, 0.5),
+        lrs=(1e-3,),
+        seeds=1,
+        epochs=1,
+        train_images=110,
+        held_out=10,
+        test_images=5,
+        choice_samples=5,
+        samples=10,
+        stand_in="digits",
+        figure_steps=3,
+        figure_draws=100,
+    ),
+    Scale(
+        "short",
+        "a look at every table within half an hour: part of the images, few epochs, far from converged",
+        temperatures=(0.1, 0.5),
+        lrs=(1e-3,),
+        seeds=2,
+        epochs=5,
+        train_images=10_000,
+        held_out=500,
+        test_images=500,
+        samples=1000,
+    ),
+    Scale(
+        "full",
+        "as published",
+        temperatures=(0.01, 0.03, 0.07, 0.1, 0.25, 0.4, 0.5, 0.67, 0.85, 1.0),
+        lrs=(1e-4, 3e-4, 1e-3),
+        seeds=5,
+        epochs=100,
+        rungs=CHOICES["halving"],
+    ),
 )
