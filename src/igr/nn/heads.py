@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from igr import _checks
 from igr._quadrature import gauss_legendre
+from igr.discrete import uniform_loc
 from igr.distributions import (
     IGR,
     GumbelSoftmax,
@@ -180,10 +181,9 @@ class _GaussianHead(Head):
     """A head whose outputs are loc and log scale. Abstract."""
 
     def _initial(self) -> Tensor:
-        # All K have the same probability of being the largest: P(K) = Phi(-loc)^(K-1) = 1/K.
         n = self.num_categories - 1
-        loc = -torch.special.ndtri(torch.tensor((n + 1.0) ** (-1 / n), dtype=torch.float64))
-        return torch.cat([loc.expand(n), loc.new_zeros(n)])
+        loc = torch.full((n,), uniform_loc(n + 1), dtype=torch.float64)
+        return torch.cat([loc, torch.zeros_like(loc)])
 
     def _split(self, parameters: Tensor) -> dict[str, Tensor]:
         loc, log_scale = parameters.chunk(2, -1)

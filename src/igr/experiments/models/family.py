@@ -29,7 +29,9 @@ class Family(ABC):
     has_scale: ClassVar[bool]
     """Whether the network gives a location and a scale, rather than logits."""
     is_exact: ClassVar[bool]
-    """Whether the recovered categorical is known exactly, and with a gradient."""
+    """Whether the recovered categorical is known exactly."""
+    trains_exactly: ClassVar[bool]
+    """Whether it comes with its gradient and quickly enough for training steps, which estimators need."""
 
     num_categories: int
     prior_temperature: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,10 +16,6 @@ import igr
 from igr import functional
 from igr.discrete import uniform_loc
 from igr.experiments.models.family import Family, winner
-
-_DRAWS = 1000  # of each image's code, to estimate its recovered distribution
-_ADDED = 1e-6  # to each frequency, so that no category is ruled out
-_AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes
 
 
 @lru_cache(maxsize=32)
@@ -46,7 +43,8 @@ class GaussianFamily(Family):
     """
 
     has_scale = True
-    is_exact = False
+    is_exact = True
+    trains_exactly = False
     form: ClassVar[Any]
     """The public distribution, a subclass of `igr.IGR`."""
     last: ClassVar[bool] = True
@@ -120,30 +118,13 @@ class GaussianFamily(Family):
     def kl(self, parameters: Tensor, temperature: Tensor | float, num_samples: int) -> Tensor:
         return self._kl(*self.loc_and_scale(parameters))
 
-    def discrete_log_probs(
-        self, parameters: Tensor, temperature: Tensor | float, generator: torch.Generator
-    ) -> Tensor:
-        """Exact, or by 1,000 draws, the same noise for every image, 1e-6 added to each frequency."""
-        if self.is_exact:
-            return super().discrete_log_probs(parameters, temperature, generator)
-        loc, scale = self.loc_and_scale(parameters)
-        noise = torch.empty(_DRAWS, 1, 1, *loc.shape[-2:], dtype=loc.dtype, device=loc.device)
-        self.fill_noise(noise, generator)
-        counts = torch.zeros_like(loc[..., 0, :, None].expand(-1, -1, -1, self.num_categories))
-        one = torch.ones_like(counts[..., :1])
-        for some in noise.split(max(1, _AT_ONCE // loc.numel())):
-            drawn = self.categories_of(torch.addcmul(loc, scale, some)).movedim(0, -1)
-            counts.scatter_add_(-1, drawn, one.expand(drawn.shape))
-        weights = counts / _DRAWS + _ADDED
-        return (weights / weights.sum(-1, keepdim=True)).log()
-
 
 @dataclass(frozen=True)
 class SoftmaxIGRFamily(GaussianFamily):
     """IGR-I: the softmax++ (15)."""
 
     form = igr.SoftmaxIGR
-    is_exact = True
+    trains_exactly = True
 
     def _uniform(self) -> tuple[float, ...]:
         n = self.num_categories - 1
@@ -156,8 +137,23 @@ class SoftmaxIGRFamily(GaussianFamily):
         return winner(F.pad(y, (0, 0, 0, 1)))
 
 
+class _StickFamily(GaussianFamily):
+    """A stick that is broken. Abstract."""
+
+    def discrete_log_probs(
+        self, parameters: Tensor, temperature: Tensor | float, generator: torch.Generator
+    ) -> Tensor:
+        """Exact but for scales below 0.1, which count as 0.1; NaN for a run that diverged."""
+        finite = torch.cat(self.loc_and_scale(parameters), -2).isfinite().all(-2)
+        # The time grows with the cube of the inverse of a stick's smallest scale.
+        loc, log_scale = parameters.where(finite.unsqueeze(-2), 0.0).chunk(2, dim=-2)
+        kept = torch.cat([loc, log_scale.clamp_min(math.log(0.1))], -2)
+        log_probs = super().discrete_log_probs(kept, temperature, generator)
+        return log_probs.where(finite.unsqueeze(-1), math.nan)
+
+
 @dataclass(frozen=True)
-class StickBreakingFamily(GaussianFamily):
+class StickBreakingFamily(_StickFamily):
     """IGR-SB: stick-breaking, then the softmax++ (18).
 
     Every weight of the stick is positive, so the last category is never recovered (erratum E5): the prior's hard
@@ -175,7 +171,7 @@ class StickBreakingFamily(GaussianFamily):
 
 
 @dataclass(frozen=True)
-class SharpStickBreakingFamily(GaussianFamily):
+class SharpStickBreakingFamily(_StickFamily):
     """IGR-SB mended: stick-breaking, then all K weights sharpened; at K = 2 it is IGR-I."""
 
     form = igr.SharpStickBreakingIGR

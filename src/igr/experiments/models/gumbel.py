@@ -24,6 +24,7 @@ class GumbelSoftmaxFamily(Family):
 
     has_scale = False
     is_exact = True
+    trains_exactly = True
 
     @property
     def outputs_per_variable(self) -> int:

@@ -11,93 +11,48 @@ stick-breaking is applied once (erratum E9).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from igr.experiments.models.family import Family
-from igr.experiments.models.likelihoods import Likelihood
-from igr.experiments.models.stacked import StackedModel, draw_maps, draw_stack
+from igr.experiments.models.stacked import Design, StackedModel, draw_maps
 
 _LAYERS = ("first", "second", "output")
 
 
 class StackedSOP(StackedModel):
-    """R networks of one shape, every parameter with a leading axis of runs, as `StackedVAE` has it."""
+    """R networks of one design, whose hidden layers are the units alone."""
 
-    def __init__(
-        self,
-        family: Family,
-        likelihood: Likelihood,
-        num_pixels: int,
-        num_variables: int,
-        tensors: dict[str, Tensor],
-        temperatures: Tensor,
-    ) -> None:
-        self.family, self.likelihood = family, likelihood
-        self.num_pixels, self.num_variables = num_pixels, num_variables
-        self.tensors = tensors
-        self.temperatures = temperatures
-        self.temperature = temperatures.view(-1, 1, 1)
+    def __init__(self, design: Design, tensors: dict[str, Tensor], temperatures: Tensor) -> None:
+        super().__init__(design, tensors, temperatures)
         self.maps = [(tensors[f"{name}.0.weight"], tensors[f"{name}.0.bias"]) for name in _LAYERS]
         self.units = [
-            family.bind(
+            design.family.bind(
                 {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(name)}
             )
             for name in _LAYERS[:2]
         ]
 
-    @classmethod
-    def initialise(
-        cls,
-        family: Family,
-        likelihood: Likelihood,
-        num_pixels: int,
-        num_variables: int,
-        hidden: Sequence[int],
-        temperatures: Sequence[float],
-        seeds: Sequence[int],
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> StackedSOP:
-        """Fresh parameters, those of run r drawn from ``seeds[r]`` alone; `hidden` plays no part."""
-        upper, P = num_pixels // 2, family.network_outputs
-        outputs = (num_pixels - upper) * likelihood.outputs_per_pixel
-        sizes = [(upper, P * num_variables), (num_variables, P * num_variables)]
-
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            drawn: dict[str, Tensor] = {}
-            for name, size in zip(_LAYERS, [*sizes, (num_variables, outputs)], strict=True):
-                drawn |= draw_maps(name, size, generator)
-            for name in _LAYERS[:2]:
-                own = family.initial_tensors(num_variables, generator)
-                drawn |= {f"{name}.{key}": value for key, value in own.items()}
-            return drawn
-
-        tensors = draw_stack(draw, seeds, dtype, device)
-        taus = torch.tensor(temperatures, dtype=dtype, device=device)
-        return cls(family, likelihood, num_pixels, num_variables, tensors, taus)
+    @staticmethod
+    def draw(design: Design, generator: torch.Generator) -> dict[str, Tensor]:
+        family, N = design.family, design.num_variables
+        upper, P = design.num_pixels // 2, family.network_outputs
+        outputs = (design.num_pixels - upper) * design.likelihood.outputs_per_pixel
+        drawn: dict[str, Tensor] = {}
+        for name, size in zip(_LAYERS, [(upper, P * N), (N, P * N), (N, outputs)], strict=True):
+            drawn |= draw_maps(name, size, generator)
+        for name in _LAYERS[:2]:
+            own = family.initial_tensors(N, generator)
+            drawn |= {f"{name}.{key}": value for key, value in own.items()}
+        return drawn
 
     @property
     def noise_shape(self) -> tuple[int, int]:
         """Random numbers that one image takes: both layers' side by side."""
         return self.family.noise_per_variable, 2 * self.num_variables
 
-    def with_tensors(self, tensors: dict[str, Tensor], temperatures: Tensor) -> StackedSOP:
-        return StackedSOP(
-            self.family,
-            self.likelihood,
-            self.num_pixels,
-            self.num_variables,
-            tensors,
-            temperatures,
-        )
-
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Upper and lower half of images ``(..., D)``: rows are stored one after the other."""
-        upper = self.num_pixels // 2
+        upper = self.design.num_pixels // 2
         return x[..., :upper], x[..., upper:]
 
     def parameters_of(self, layer: int, inputs: Tensor) -> Tensor:

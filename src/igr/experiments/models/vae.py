@@ -9,88 +9,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igr.experiments.models.family import Family
-from igr.experiments.models.likelihoods import Likelihood
-from igr.experiments.models.stacked import StackedModel, draw_maps, draw_stack
+from igr.experiments.models.stacked import Design, StackedModel, draw_maps
 
 _LARGEST_TABLE = 2**20  # numbers; a table to gather from may be this large
 
 
 class StackedVAE(StackedModel):
-    """R autoencoders of one shape; every parameter is a tensor with a leading axis of runs.
+    """R autoencoders of one design.
 
     Encoder: D -> hidden -> P * N; decoder: K * N -> hidden reversed -> D, ReLU between affine maps. With no hidden
     widths each is one affine map. Weights are ``(R, in, out)``, biases ``(R, 1, out)``; both start uniform in
     +-1/sqrt(in), as torch's ``Linear`` does, from the run's own seed.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        likelihood: Likelihood,
-        num_pixels: int,
-        num_variables: int,
-        hidden: Sequence[int],
-        tensors: dict[str, Tensor],
-        temperatures: Tensor,
-    ) -> None:
-        self.family, self.likelihood = family.bind(tensors), likelihood
-        self.num_pixels, self.num_variables, self.hidden = num_pixels, num_variables, tuple(hidden)
-        self.tensors = tensors
-        self.temperatures = temperatures
-        self.temperature = temperatures.view(-1, 1, 1)
-        depth = len(self.hidden) + 1
+    def __init__(self, design: Design, tensors: dict[str, Tensor], temperatures: Tensor) -> None:
+        super().__init__(design, tensors, temperatures)
+        self.family = design.family.bind(tensors)
         self.encoder, self.decoder = (
-            [(tensors[f"{part}.{i}.weight"], tensors[f"{part}.{i}.bias"]) for i in range(depth)]
+            [
+                (tensors[f"{part}.{i}.weight"], tensors[f"{part}.{i}.bias"])
+                for i in range(len(design.hidden) + 1)
+            ]
             for part in ("encoder", "decoder")
         )
 
-    @classmethod
-    def initialise(
-        cls,
-        family: Family,
-        likelihood: Likelihood,
-        num_pixels: int,
-        num_variables: int,
-        hidden: Sequence[int],
-        temperatures: Sequence[float],
-        seeds: Sequence[int],
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> StackedVAE:
-        """Fresh parameters, those of run r drawn from ``seeds[r]`` alone."""
-        code = family.num_categories * num_variables
-        outputs = num_pixels * likelihood.outputs_per_pixel
-        widths = {
-            "encoder": [num_pixels, *hidden, family.network_outputs * num_variables],
-            "decoder": [code, *reversed(hidden), outputs],
+    @staticmethod
+    def draw(design: Design, generator: torch.Generator) -> dict[str, Tensor]:
+        family, N, hidden = design.family, design.num_variables, design.hidden
+        outputs = design.num_pixels * design.likelihood.outputs_per_pixel
+        encoder = [design.num_pixels, *hidden, family.network_outputs * N]
+        decoder = [family.num_categories * N, *reversed(hidden), outputs]
+        return {
+            **draw_maps("encoder", encoder, generator),
+            **draw_maps("decoder", decoder, generator),
+            **family.initial_tensors(N, generator),
         }
-
-        def draw(generator: torch.Generator) -> dict[str, Tensor]:
-            drawn: dict[str, Tensor] = {}
-            for part, sizes in widths.items():
-                drawn |= draw_maps(part, sizes, generator)
-            return drawn | family.initial_tensors(num_variables, generator)
-
-        tensors = draw_stack(draw, seeds, dtype, device)
-        taus = torch.tensor(temperatures, dtype=dtype, device=device)
-        return cls(family, likelihood, num_pixels, num_variables, hidden, tensors, taus)
 
     @property
     def noise_shape(self) -> tuple[int, int]:
         return self.family.noise_per_variable, self.num_variables
-
-    def with_tensors(self, tensors: dict[str, Tensor], temperatures: Tensor) -> StackedVAE:
-        return StackedVAE(
-            self.family,
-            self.likelihood,
-            self.num_pixels,
-            self.num_variables,
-            self.hidden,
-            tensors,
-            temperatures,
-        )
 
     def encode(self, x: Tensor) -> Tensor:
         """Parameters of the posterior, ``(R, B, P, N)``, of images ``(R, B, D)``."""
@@ -130,7 +87,7 @@ class StackedVAE(StackedModel):
 
     def largest_output(self) -> float:
         """No output for categories is larger; infinite where that is not easily told. Of a stack of one."""
-        if self.hidden:
+        if self.design.hidden:
             return math.inf
         ((weight, bias),) = self.decoder
         rows = weight.view(self.family.num_categories, self.num_variables, -1)

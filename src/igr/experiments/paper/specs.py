@@ -199,14 +199,14 @@ _TABLE3: dict[str, Numbers] = {
 }
 
 _SL = {"estimator": "sticking-the-landing"}
-_SOUND = {
+_SOUND: dict[str, Any] = {
     "name": "+sound",
     "label": ", sound decoder",
     "settings": {"decoder": "gaussian"},
     "columns": ("fashion-mnist",),
     "errata": ("E8",),
 }
-_UNIT = {"name": "+unit", "label": ", scale 1", "settings": {"unit_scale": True}}
+_UNIT: dict[str, Any] = {"name": "+unit", "label": ", scale 1", "settings": {"unit_scale": True}}
 _NONLINEAR = {"architecture": "nonlinear"}
 
 TABLES = _by_name(
@@ -353,7 +353,7 @@ def _fits(
 ) -> tuple[Approximation, ...]:
     """One fit, or one for each number of categories, for the same panels."""
     what = "recovered distribution" if how == "hard" else f"E[z] at temperature {temperature:g}"
-    named = {f"{label}, K = {K}": K for K in sizes} or {label: None}
+    named: dict[str, int | None] = {f"{label}, K = {K}": K for K in sizes} or {label: None}
     return tuple(
         Approximation(f"{name}: {what}", family, how, temperature, K) for name, K in named.items()
     )

@@ -145,11 +145,11 @@ class RunConfig(_Shared):
         self.check()
         check_choice("family", self.family, families.FAMILIES)
         family = families.FAMILIES[self.family]
-        if self.estimator in ESTIMATORS and not family.is_exact:
-            exact = [name for name, each in families.FAMILIES.items() if each.is_exact]
+        if self.estimator in ESTIMATORS and not family.trains_exactly:
+            quick = [name for name, each in families.FAMILIES.items() if each.trains_exactly]
             raise ConfigError(
-                f"estimator: {self.estimator} needs the gradient of the categories' probabilities, which the families"
-                f" {', '.join(exact)} have, and {self.family} has not"
+                f"estimator: {self.estimator} needs the categories' probabilities and their gradient, quickly in every"
+                f" step, which the families {', '.join(quick)} have, and {self.family} has not"
             )
         if self.unit_scale and not family.has_scale:
             scaled = [name for name, each in families.FAMILIES.items() if each.has_scale]

@@ -10,7 +10,7 @@ from torch import Tensor
 from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
 from igr.experiments.models.sop import StackedSOP
-from igr.experiments.models.stacked import StackedModel
+from igr.experiments.models.stacked import Design, StackedModel
 from igr.experiments.models.vae import StackedVAE
 from igr.experiments.streams import stream
 from igr.experiments.training import config as config_module
@@ -48,12 +48,15 @@ def build(
         sticking_the_landing=first.estimator == "sticking-the-landing",
         unit_scale=first.unit_scale,
     )
-    return _MODELS.get(first.architecture, StackedVAE).initialise(
+    design = Design(
         family,
         likelihoods.LIKELIHOODS[first.decoder],
         num_pixels,
         first.num_variables,
         config_module.ARCHITECTURES[first.architecture],
+    )
+    return _MODELS.get(first.architecture, StackedVAE).initialise(
+        design,
         [run.temperature for run in runs],
         [run.seed for run in runs],
         dtype=dtype,
