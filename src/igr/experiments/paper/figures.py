@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
-import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import igr
-from igr.discrete import argmax_log_probs
+from igr.distributions import Relaxation
 from igr.experiments.files import make_folder, write_atomically, write_json
 from igr.experiments.paper.specs import (
     Approximation,
@@ -61,12 +59,6 @@ _COLOURS = ("#2c6fbb", "#8e44ad", "#d9822b", "#2a9d63", "#c0392b", "#555555")
 _TARGET = "#111111"
 
 
-@contextlib.contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE):
-        yield
-
-
 SUFFIXES: Mapping[str, dict[str, Any]] = {
     ".png": {"dpi": 160},
     ".svg": {"metadata": {"Date": None}},
@@ -80,7 +72,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     paths = []
     for suffix, options in SUFFIXES.items():
         buffer = io.BytesIO()
-        with _style():
+        with matplotlib.rc_context(_STYLE):
             figure.savefig(buffer, format=suffix[1:], **options)
         paths.append(path.with_name(path.name + suffix))
         write_atomically(paths[-1], buffer.getvalue())
@@ -141,7 +133,8 @@ TARGETS: Mapping[str, Target] = {
 class Fit(ABC):
     r"""A relaxation on its way to a target p, by Adam on one of the two clear meanings of (14).
 
-    "hard" brings the recovered discrete distribution to p, "mean" brings E[z] to p.
+    "hard" brings the recovered discrete distribution to p, "mean" brings E[z] to p. The squared distance is lessened,
+    as (14) has it.
 
     Differs from the paper: (14) itself is minimised by a point mass (erratum E3).
     """
@@ -157,20 +150,25 @@ class Fit(ABC):
         """How many categories there are now."""
 
     @abstractmethod
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Of all that is learned."""
+    def learned(self) -> Iterable[Tensor]:
+        """What Adam changes."""
 
     @abstractmethod
+    def at(self, temperature: float) -> Relaxation | igr.CountableIGR:
+        """The relaxation at a temperature."""
+
     def relaxed(self, count: int) -> Tensor:
         """Relaxed draws ``(count, n)``, with their gradient, of as many categories as they reach."""
+        return self.at(self.each.temperature).rsample((count,))
 
-    @abstractmethod
-    def objective(self) -> Tensor:
-        """What Adam lessens."""
-
-    @abstractmethod
     def hard_probs(self) -> Tensor:
         """The recovered distribution ``(K,)``."""
+        return self.at(self.each.temperature).discrete().probs
+
+    def objective(self) -> Tensor:
+        """What Adam lessens."""
+        p = self.hard_probs() if self.each.how == "hard" else self.relaxed(_DRAWS_PER_STEP).mean(0)
+        return (p - self.target.probs(len(p)).to(p)).square().sum()
 
     def draw(self, count: int) -> Tensor:
         """Draws of the recovered distribution, ``(count,)``."""
@@ -178,7 +176,7 @@ class Fit(ABC):
 
     def descend(self, steps: int, advance: Callable[[], object]) -> None:
         """Take so many steps."""
-        optimizer = self.optimizer()
+        optimizer = torch.optim.Adam(self.learned(), lr=self.lr)
         for _ in range(steps):
             optimizer.zero_grad()
             self.objective().backward()
@@ -194,48 +192,31 @@ class _FiniteFit(Fit):
 
     def __init__(self, target: Target, each: Approximation) -> None:
         super().__init__(target, each)
-        self.wanted = target.probs(self.num_categories).float()
         self.free = (0.1 * torch.randn(self.num_categories - self.redundant)).requires_grad_()
+        self.scale = torch.ones_like(self.free)
 
     @property
     def num_categories(self) -> int:
         return self.each.num_categories or self.target.size or 0
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([self.free], lr=self.lr)
+    def learned(self) -> Iterable[Tensor]:
+        return [self.free]
 
 
-class _Squared(_FiniteFit):
-    """Lessens the squared distance, as (14) has it. Abstract."""
-
-    def objective(self) -> Tensor:
-        p = self.hard_probs() if self.each.how == "hard" else self.relaxed(_DRAWS_PER_STEP).mean(0)
-        return (p - self.wanted).square().sum()
-
-
-class GumbelSoftmaxFit(_Squared):
-    """Gumbel-Softmax: the recovered distribution is the softmax of its logits."""
+class GumbelSoftmaxFit(_FiniteFit):
+    """Gumbel-Softmax: what is learned are its logits."""
 
     redundant = 0
 
-    def relaxed(self, count: int) -> Tensor:
-        q = igr.GumbelSoftmax(self.each.temperature, logits=self.free, validate_args=False)
-        return q.rsample((count,))
-
-    def hard_probs(self) -> Tensor:
-        return torch.softmax(self.free, -1)
+    def at(self, temperature: float) -> igr.GumbelSoftmax:
+        return igr.GumbelSoftmax(temperature, logits=self.free, validate_args=False)
 
 
-class SoftmaxIGRFit(_Squared):
-    """IGR-I: the recovered distribution is Proposition 2's."""
+class SoftmaxIGRFit(_FiniteFit):
+    """IGR-I."""
 
-    def relaxed(self, count: int) -> Tensor:
-        scale = torch.ones_like(self.free)
-        q = igr.SoftmaxIGR(self.free, scale, self.each.temperature, validate_args=False)
-        return q.rsample((count,))
-
-    def hard_probs(self) -> Tensor:
-        return argmax_log_probs(self.free, torch.ones_like(self.free)).exp()
+    def at(self, temperature: float) -> igr.SoftmaxIGR:
+        return igr.SoftmaxIGR(self.free, self.scale, temperature, validate_args=False)
 
 
 class _CrossEntropy(Fit):
@@ -248,16 +229,6 @@ class _CrossEntropy(Fit):
 
     lr = 0.02
 
-    @abstractmethod
-    def at(self, temperature: float) -> igr.IGR | igr.CountableIGR:
-        """The relaxation at a temperature."""
-
-    def relaxed(self, count: int) -> Tensor:
-        return self.at(self.each.temperature).rsample((count,))
-
-    def hard_probs(self) -> Tensor:
-        return self.at(self.each.temperature).discrete().probs
-
     def objective(self) -> Tensor:
         temperature = _NEARLY_HARD if self.each.how == "hard" else self.each.temperature
         mean = self.at(temperature).rsample((_DRAWS_PER_STEP,)).mean(0)
@@ -268,8 +239,7 @@ class SharpStickBreakingFit(_CrossEntropy, _FiniteFit):
     """Sharpened IGR-SB."""
 
     def at(self, temperature: float) -> igr.SharpStickBreakingIGR:
-        scale = torch.ones_like(self.free)
-        return igr.SharpStickBreakingIGR(self.free, scale, temperature, validate_args=False)
+        return igr.SharpStickBreakingIGR(self.free, self.scale, temperature, validate_args=False)
 
 
 class CountableFit(_CrossEntropy):
@@ -289,8 +259,8 @@ class CountableFit(_CrossEntropy):
     def num_categories(self) -> int:
         return self.parameters.num_coordinates + 1
 
-    def optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters.parameters(), lr=self.lr)
+    def learned(self) -> Iterable[Tensor]:
+        return self.parameters.parameters()
 
     def at(self, temperature: float) -> igr.CountableIGR:
         return igr.CountableIGR(self.parameters, temperature, self.closing, validate_args=False)
@@ -318,7 +288,7 @@ _NEARLY_HARD = 0.2
 
 @dataclass(frozen=True)
 class FigureJob:
-    """Fits everything that a figure of approximations shows and records it; a `igr.experiments.runs.sweep.Job`."""
+    """Fits everything that a figure of approximations shows and records it; a `igr.experiments.runs.jobs.Job`."""
 
     figure: ApproximationFigure
     scale: Scale
@@ -326,12 +296,12 @@ class FigureJob:
     @property
     def steps(self) -> int:
         """Optimiser steps of each fit."""
-        return self.figure.steps if self.scale.figure_steps is None else self.scale.figure_steps
+        return self.scale.figure_steps or self.figure.steps
 
     @property
     def draws(self) -> int:
         """Draws that the bars count."""
-        return self.figure.draws if self.scale.figure_draws is None else self.scale.figure_draws
+        return self.scale.figure_draws or self.figure.draws
 
     @property
     def name(self) -> str:
@@ -349,13 +319,8 @@ class FigureJob:
     def identity(self) -> dict[str, Any]:
         """Everything that the figure's numbers depend on, as JSON has it."""
         rows = [[dataclasses.asdict(each) for each in row] for row in self.figure.rows]
-        identity = {
-            "target": self.figure.target,
-            "rows": rows,
-            "steps": self.steps,
-            "draws": self.draws,
-        }
-        return json.loads(json.dumps(identity))
+        settings = {"rows": rows, "steps": self.steps, "draws": self.draws}
+        return {"target": self.figure.target, **settings}
 
     def path(self, root: Path) -> Path:
         """Its record."""
@@ -383,7 +348,6 @@ class FigureJob:
             tidy(path)
             if self.is_done(context.root):
                 return
-            rows: list[list[dict[str, Any]]] = []
             unit = self.units / (self.steps * sum(map(len, self.figure.rows)))
 
             def advance() -> None:
@@ -391,11 +355,11 @@ class FigureJob:
                     raise Interrupted(0)
                 context.reporter.advance(self.title, unit)
 
-            for row in self.figure.rows:
-                rows.append([])
-                for each in row:
-                    context.reporter.note(self.title, each.label)
-                    rows[-1].append(self._fitted(each, advance))
+            def fitted(each: Approximation) -> dict[str, Any]:
+                context.reporter.note(self.title, each.label)
+                return self._fitted(each, advance)
+
+            rows = [[fitted(each) for each in row] for row in self.figure.rows]
             record = {"identity": self.identity(), "rows": rows, "versions": versions()}
             write_json(path, {"format": FORMAT, **record})
 
@@ -450,7 +414,7 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
     wanted = target.probs(shown).tolist()
     counts = range(shown)
     rows, steps = record["rows"], record["identity"]["steps"]
-    with _style():
+    with matplotlib.rc_context(_STYLE):
         picture = Figure(figsize=(7.2, 1.75 * len(rows) + 0.5), layout="constrained")
         panels = picture.subplots(len(rows), 2, squeeze=False, sharex=True)
         for row, fits in zip(panels, rows, strict=True):
@@ -512,7 +476,7 @@ def table_picture(
         root: folder of the records.
     """
     draw = _draw_temperatures if isinstance(figure, TemperatureFigure) else _draw_curves
-    with _style():
+    with matplotlib.rc_context(_STYLE):
         picture = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = picture.subplots()
         if not draw(axes, rows, root):
