@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from igr.experiments.cli.options import (
 from igr.experiments.paper import plan as plans
 from igr.experiments.paper import results
 from igr.experiments.paper.cells import read_cells, write_tables
-from igr.experiments.paper.plan import Entry, Options
+from igr.experiments.paper.plan import Entry, Options, by_column, column_label, errata_of
 from igr.experiments.paper.specs import CHOICES, COLUMNS, ERRATA, SCALES, TABLES
 from igr.experiments.runs.progress import duration
 from igr.experiments.runs.sweep import nats
@@ -121,8 +120,8 @@ def reproduce(
     write_tables(root)
     for table in TABLES.values():
         chosen = [entry for entry in entries if entry.table is table]
-        for column in dict.fromkeys(entry.column.dataset for entry in chosen):
-            _print_table([entry for entry in chosen if entry.column.dataset == column])
+        for group in by_column(chosen):
+            _print_table(group)
         if chosen:
             _footnotes(chosen)
     _timings(entries)
@@ -139,36 +138,25 @@ def reproduce(
 
 def _print_table(entries: Sequence[Entry]) -> None:
     """Print the entries of one table on one data set, ours beside the paper's."""
-    table, column = entries[0].table, entries[0].column
-    stand_in = next((e.record["scale"]["stand_in"] for e in entries if e.record), None)
-    title = f"{table.title}: {column.label}" + (f" ({stand_in} in its place)" if stand_in else "")
-    released = table.has_released
-    console.out.print(f"[bold]{title}[/]", soft_wrap=True)
-    columns = [
-        Column("model", left=True),
-        Column("t", rank=3),
-        Column(f"ours:\n{table.measure_label}"),
-        *[Column("released\nestimate", rank=4)] * released,
-        Column("paper", rank=1),
-        Column("ours -\npaper", rank=2),
-    ]
+    table = entries[0].table
+    console.out.print(f"[bold]{table.title}: {column_label(entries)}[/]", soft_wrap=True)
+    columns = {
+        "label": Column("model", left=True),
+        "temperature": Column("t", rank=3),
+        "ours": Column(f"ours:\n{table.measure_label}"),
+        "released": Column("released\nestimate", rank=4),
+        "paper": Column("paper", rank=1),
+        "difference": Column("ours -\npaper", rank=2),
+    }
+    if not table.has_released:
+        del columns["released"]
     rows = []
     for entry in entries:
-        if entry.problem is not None:
-            ours, temperature = "not available", ""
-        elif entry.record is None:
-            ours, temperature = "not run", ""
-        else:
-            ours = nats(*entry.ours, missing="diverged")
-            temperature = f"{entry.record['chosen']['temperature']:g}"
-        cells = [entry.row.label, temperature, ours]
-        if released:
-            cells.append(nats(entry.numbers("released_estimate")[0], missing=""))
-        difference = entry.difference
-        cells.append(nats(*entry.paper) if entry.paper else "row of ours")
-        cells.append(f"{difference:+.2f}" if math.isfinite(difference) else "")
-        rows.append(cells)
-    console.out.print(console.table(columns, rows))
+        texts = entry.texts()
+        texts["paper"] = texts["paper"] or "row of ours"
+        texts["released"] = nats(entry.numbers("released_estimate")[0], missing="")  # no room for ±
+        rows.append([texts[name] for name in columns])
+    console.out.print(console.table(list(columns.values()), rows))
 
 
 def _seeds(entries: Sequence[Entry]) -> str:
@@ -181,14 +169,13 @@ def _footnotes(entries: Sequence[Entry]) -> None:
         console.out,
         f"  Nats per image, higher is better; t: temperature; ± standard deviation, {_seeds(entries)}.",
     )
-    keys = dict.fromkeys(key for entry in entries for key in (*entry.table.errata, *entry.errata))
     for entry in entries:
         if entry.problem is not None:
             say(
                 console.out,
                 f"  {entry.row.label}, {entry.column.label}: not available: {entry.problem}",
             )
-    for key in sorted(keys, key=lambda key: int(key[1:])):
+    for key in errata_of(entries):
         say(console.out, f"  {key}: {ERRATA[key]}")
     made = {
         (e.record["versions"].get("date"), e.record["versions"]["igr"]) for e in entries if e.record

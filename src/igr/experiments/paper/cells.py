@@ -204,7 +204,8 @@ class Cell:
             )
             final = self.final(chosen.lr, chosen.temperature)
             final.complete(context, self.title, wait)
-            _write(path, self._record(root, [*sweeps, final], scored, chosen))
+            make_folder(path.parent)
+            write_json(path, self._record(root, [*sweeps, final], scored, chosen))
             for sweep in sweeps:
                 sweep.forget_states(root)
 
@@ -260,11 +261,6 @@ def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
     return [(t, statistics.fmean(values)) for t, values in bounds.items()]
 
 
-def _write(path: Path, value: dict[str, Any]) -> None:
-    make_folder(path.parent)
-    write_json(path, value)
-
-
 def cell_of(table: Table, row: Row, column: Column, scale: Scale, *, curve: bool = False) -> Cell:
     """The cell of a table, by what the table, the column and the row say; the row has the last word."""
     settings = {**table.settings, **column.settings, **row.settings}
@@ -301,10 +297,6 @@ def write_tables(root: Path) -> None:
 def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell's row in ``cells.csv``."""
     scale = cell["scale"]
-    numbers: dict[str, float] = {}
-    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
-        mean, spread = mean_and_spread([run[key] for run in cell["runs"]])
-        numbers |= {key: mean, f"{key}_sd": spread}
     return {
         "cell": cell["name"],
         "scale": scale["name"],
@@ -313,5 +305,14 @@ def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
         **cell["chosen"],
         "epochs": scale["epochs"],
         "seeds": len(cell["runs"]),
-        **numbers,
+        **measured(cell),
     }
+
+
+def measured(cell: Mapping[str, Any]) -> dict[str, float]:
+    """Everything that was measured of a cell, each with its standard deviation over the seeds."""
+    numbers: dict[str, float] = {}
+    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
+        mean, spread = mean_and_spread([run.get(key) for run in cell["runs"]])
+        numbers |= {key: mean, f"{key}_sd": spread}
+    return numbers

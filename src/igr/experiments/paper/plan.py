@@ -29,7 +29,7 @@ from igr.experiments.paper.specs import (
     TableFigure,
 )
 from igr.experiments.runs.jobs import Job
-from igr.experiments.runs.sweep import mean_and_spread
+from igr.experiments.runs.sweep import mean_and_spread, nats
 from igr.experiments.training.config import check_choice, check_count, check_positive
 
 
@@ -60,36 +60,23 @@ class Options:
                 check_positive(name, value)
             if len(set(values)) < len(values):
                 raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
-        for count in ("seeds", "epochs", "samples"):
-            self._check_count(count, 1)
-        for count in ("train_images", "test_images"):
-            self._check_count(count, 0)
+        least = {"seeds": 1, "epochs": 1, "samples": 1, "train_images": 0, "test_images": 0}
+        for name, count in least.items():
+            if (value := getattr(self, name)) is not None:
+                check_count(name.replace("_", "-"), value, count)
         for dataset in self.datasets:
             check_choice("dataset", dataset, COLUMNS)
         if self.choose is not None:
             check_choice("choose", self.choose, CHOICES)
 
-    def _check_count(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            check_count(name.replace("_", "-"), value, least)
-
     def scale(self, name: str) -> Scale:
         """The scale of that name with these wishes."""
         check_choice("scale", name, SCALES)
-        wishes: dict[str, Any] = {
-            "temperatures": self.temperatures or None,
-            "lrs": self.lrs or None,
-            "seeds": self.seeds,
-            "epochs": self.epochs,
-            "train_images": self.train_images,
-            "test_images": self.test_images,
-            "samples": self.samples,
-            "rungs": None if self.choose is None else CHOICES[self.choose],
-        }
-        return dataclasses.replace(
-            SCALES[name], **{k: v for k, v in wishes.items() if v is not None}
-        )
+        wishes = {f.name: getattr(self, f.name, None) for f in dataclasses.fields(Scale)}
+        given = {name: wish for name, wish in wishes.items() if wish not in (None, ())}
+        if self.choose is not None:
+            given["rungs"] = CHOICES[self.choose]
+        return dataclasses.replace(SCALES[name], **given)
 
 
 @dataclass(frozen=True)
@@ -130,10 +117,44 @@ class Entry:
             return math.nan
         return self.ours[0] - self.paper[0]
 
-    @property
-    def errata(self) -> tuple[str, ...]:
-        """What bears on this number alone, not on all of the table."""
-        return tuple(dict.fromkeys((*self.row.errata, *self.column.errata)))
+    def texts(self) -> dict[str, str]:
+        """What tables say of it, for people."""
+        record = self.record
+        missing = "not available" if self.problem is not None else "not run"
+        return {
+            "label": self.row.label,
+            "temperature": f"{record['chosen']['temperature']:g}" if record else "",
+            "ours": nats(*self.ours, missing="diverged") if record else missing,
+            "released": nats(*self.numbers("released_estimate"), missing=""),
+            "paper": nats(*self.paper) if self.paper else "",
+            "difference": number(self.difference, "+.2f"),
+        }
+
+
+def number(value: float, form: str) -> str:
+    """A number as text; nothing where there is none."""
+    return f"{value:{form}}" if math.isfinite(value) else ""
+
+
+def by_column(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """The entries of a table, those of each data set together."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.column.dataset, []).append(entry)
+    return list(groups.values())
+
+
+def column_label(entries: Sequence[Entry]) -> str:
+    """How the data set of these entries is called, with what was used in its place."""
+    label = entries[0].column.label
+    stand_in = next((e.record["scale"]["stand_in"] for e in entries if e.record), None)
+    return f"{label} ({stand_in} in its place)" if stand_in else label
+
+
+def errata_of(entries: Sequence[Entry]) -> list[str]:
+    """What bears on a table's entries, by number."""
+    keys = {key for e in entries for key in (*e.table.errata, *e.row.errata, *e.column.errata)}
+    return sorted(keys, key=lambda key: int(key[1:]))
 
 
 @dataclass(frozen=True)
@@ -179,16 +200,6 @@ def _has_curve(table: Table, row: Row, column: Column) -> bool:
     )
 
 
-def _cell(table: Table, row: Row, column: Column, scale: Scale, options: Options) -> Cell:
-    curve = _has_curve(table, row, column)
-    cell = cell_of(table, row, column, scale, curve=curve)
-    if options.temperatures:
-        cell = dataclasses.replace(cell, temperatures=options.temperatures)
-    if options.lrs:
-        cell = dataclasses.replace(cell, lrs=options.lrs)
-    return cell
-
-
 def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
     """What has to run for these tables and figures.
 
@@ -223,7 +234,13 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
             continue
         if options.datasets and column.dataset not in options.datasets:
             continue
-        cell = _cell(table, row, column, chosen, options)
+        curve = _has_curve(table, row, column)
+        cell = cell_of(table, row, column, chosen, curve=curve)
+        cell = dataclasses.replace(
+            cell,
+            temperatures=options.temperatures or cell.temperatures,
+            lrs=options.lrs or cell.lrs,
+        )
         entry = Entry(table, row, column, problem=cell.problem())
         entries.setdefault(f"{table.name} {cell.title}", (entry, cell))
     shown = tuple(name for name in FIGURES if name in wanted)
@@ -348,9 +365,9 @@ def timings(entries: Sequence[Entry]) -> list[Timing]:
         scale = entry.record["scale"]
         if scale["epochs"] == 1:
             continue  # the first epoch warms up
-        key = ("side_by_side", "epochs", "train_images")
-        alike = (entry.record["runs"][0]["side_by_side"], *(scale[k] for k in key[1:]))
-        group = (entry.table.name, entry.column.dataset, str((scale["name"], alike)))
+        setup = [scale["name"], scale["epochs"], scale["train_images"]]
+        setup.append(entry.record["runs"][0]["side_by_side"])
+        group = (entry.table.name, entry.column.dataset, str(setup))
         groups.setdefault(group, []).append(entry)
     return [
         Timing(TABLES[table], COLUMNS[dataset], tuple(group))

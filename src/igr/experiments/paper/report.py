@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,77 +15,17 @@ from igr.experiments import data
 from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.figures import FigureJob
-from igr.experiments.paper.plan import Entry
+from igr.experiments.paper.plan import Entry, by_column, column_label, errata_of, number
 from igr.experiments.paper.specs import (
     ERRATA,
     FIGURES,
     SCALES,
     TABLES,
     ApproximationFigure,
+    Scale,
     Table,
     TableFigure,
 )
-from igr.experiments.runs.sweep import nats
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A row of a table on one data set, as text."""
-
-    label: str
-    ours: str
-    released: str
-    paper: str
-    difference: str
-    better: bool | None
-    temperature: str
-    seconds: str
-    setup: str
-    errata: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Group:
-    label: str
-    lines: list[_Line]
-    errata: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Section:
-    name: str
-    title: str
-    measure: str
-    has_released: bool
-    groups: list[_Group]
-    errata: tuple[str, ...]
-    done: int
-    count: int
-
-
-@dataclass(frozen=True)
-class _Picture:
-    name: str
-    title: str
-    caption: str
-    image: str | None
-    lines: list[str]
-    errata: tuple[str, ...]
-
-
-class _Setups:
-    """Numbers the different amounts of work that records stand for, so that each number on the page says which."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def letter(self, record: Mapping[str, Any]) -> str:
-        """The letter of a record's set-up."""
-        text = describe(record)
-        if text not in self.texts:
-            self.texts.append(text)
-        index = self.texts.index(text)
-        return chr(ord("a") + index) if index < 26 else f"z{index - 25}"
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -114,76 +52,59 @@ def describe(record: Mapping[str, Any]) -> str:
     )
 
 
-def _line(entry: Entry, setups: _Setups) -> _Line:
-    record = entry.record
-    difference = entry.difference
-    seconds = entry.numbers("seconds_per_epoch")[0]
-    return _Line(
-        label=entry.row.label,
-        ours=nats(*entry.ours, missing="diverged") if record else "not run",
-        released=nats(*entry.numbers("released_estimate"), missing=""),
-        paper=nats(*entry.paper) if entry.paper else "",
-        difference=f"{difference:+.2f}" if math.isfinite(difference) else "",
-        better=difference > 0 if math.isfinite(difference) else None,
-        temperature=f"{record['chosen']['temperature']:g}" if record else "",
-        seconds=f"{seconds:.3g}" if math.isfinite(seconds) else "",
-        setup=setups.letter(record) if record else "",
-        errata=tuple(key for key in entry.row.errata if key not in entry.table.errata),
-    )
+def _letter(record: Mapping[str, Any], setups: dict[str, str]) -> str:
+    """The letter that stands for the amount of work behind a record, the next one where there is none yet."""
+    count = len(setups)
+    following = chr(ord("a") + count) if count < 26 else f"z{count - 25}"
+    return setups.setdefault(describe(record), following)
 
 
-def _section(table: Table, entries: Sequence[Entry], setups: _Setups) -> _Section:
+def _line(entry: Entry, setups: dict[str, str]) -> dict[str, Any]:
+    """What the page says of an entry."""
+    return {
+        **entry.texts(),
+        "difference_is": entry.difference,
+        "seconds": number(entry.numbers("seconds_per_epoch")[0], ".3g"),
+        "setup": _letter(entry.record, setups) if entry.record else "",
+        "errata": [key for key in entry.row.errata if key not in entry.table.errata],
+    }
+
+
+def _section(table: Table, entries: Sequence[Entry], setups: dict[str, str]) -> dict[str, Any]:
+    """What the page says of a table."""
     groups = []
-    for dataset in table.columns:
-        mine = [entry for entry in entries if entry.column.dataset == dataset]
-        column = mine[0].column
-        stand_in = next((e.record["scale"]["stand_in"] for e in mine if e.record), None)
-        label = column.label + (f" ({stand_in} in its place)" if stand_in else "")
-        groups.append(_Group(label, [_line(entry, setups) for entry in mine], column.errata))
-    used = dict.fromkeys(key for entry in entries for key in (*entry.table.errata, *entry.errata))
-    return _Section(
-        name=table.name,
-        title=table.title,
-        measure=table.measure_label,
-        has_released=table.has_released,
-        groups=groups,
-        errata=tuple(sorted(used, key=_erratum_order)),
-        done=sum(entry.record is not None for entry in entries),
-        count=len(entries),
-    )
+    for mine in by_column(entries):
+        lines = [_line(entry, setups) for entry in mine]
+        groups.append(
+            {"label": column_label(mine), "lines": lines, "errata": mine[0].column.errata}
+        )
+    done = sum(entry.record is not None for entry in entries)
+    errata = errata_of(entries)
+    return {"table": table, "groups": groups, "errata": errata, "done": done, "count": len(entries)}
 
 
-def _erratum_order(key: str) -> tuple[int, str]:
-    number = key[1:]
-    return (int(number), "") if number.isdigit() else (99, key)
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _pictures(root: Path, entries: Sequence[Entry]) -> list[_Picture]:
+def _pictures(root: Path, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Every figure from the most complete of its records, drawn anew."""
     pictures = []
     for name, figure in FIGURES.items():
         scale = _best_scale(root, figure)
         image, lines = None, []
         if scale is not None:
-            paths = reproduce.draw_figures(root, [name], SCALES[scale], entries)[name]
-            image = next((_data_uri(path) for path in paths if path.suffix == ".png"), None)
-            lines = reproduce.figure_lines(name, root, SCALES[scale])
-        pictures.append(_Picture(name, figure.title, figure.caption, image, lines, figure.errata))
+            for path in reproduce.draw_figures(root, [name], scale, entries)[name]:
+                if path.suffix == ".png":
+                    encoded = base64.b64encode(path.read_bytes()).decode()
+                    image = f"data:image/png;base64,{encoded}"
+            lines = reproduce.figure_lines(name, root, scale)
+        pictures.append({"figure": figure, "image": image, "lines": lines})
     return pictures
 
 
-def _best_scale(root: Path, figure: ApproximationFigure | TableFigure) -> str | None:
+def _best_scale(root: Path, figure: ApproximationFigure | TableFigure) -> Scale | None:
     """The largest scale at which there are records of a figure."""
     if isinstance(figure, TableFigure):
-        return "full"  # drawn from the best cells there are
-    for name in reversed(tuple(SCALES)):
-        if FigureJob(figure, SCALES[name]).record(root) is not None:
-            return name
-    return None
+        return SCALES["full"]  # drawn from the best cells there are
+    scales = reversed(tuple(SCALES.values()))
+    return next((s for s in scales if FigureJob(figure, s).record(root) is not None), None)
 
 
 def _timings(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -222,7 +143,7 @@ def render(root: Path) -> str:
     """
     reproduce.check_root(root)
     entries = reproduce.best_entries(root)
-    setups = _Setups()
+    setups: dict[str, str] = {}
     sections = [
         _section(table, [entry for entry in entries if entry.table is table], setups)
         for table in TABLES.values()
@@ -235,7 +156,7 @@ def render(root: Path) -> str:
         lstrip_blocks=True,
     )
     hours = sum(
-        run["seconds_per_epoch"] * run_epochs(entry.record)
+        run["seconds_per_epoch"] * entry.record["scale"]["epochs"]
         for entry in entries
         if entry.record
         for run in entry.record["runs"]
@@ -246,22 +167,12 @@ def render(root: Path) -> str:
         sections=sections,
         pictures=_pictures(root, entries),
         timings=_timings(entries),
-        setups=[(chr(ord("a") + i), text) for i, text in enumerate(setups.texts)],
+        setups=setups,
         machines=_machines(entries),
         errata=ERRATA,
         citations=[data.SOURCES[name].citation for name in ("mnist", "fashion-mnist", "omniglot")],
         training_hours=hours / 3600,
-        anchor=_anchor,
     )
-
-
-def run_epochs(record: Mapping[str, Any]) -> int:
-    """Epochs that each reported run of a cell was trained for."""
-    return record["scale"]["epochs"]
-
-
-def _anchor(key: str) -> str:
-    return key.replace(" ", "-").lower()
 
 
 def write(root: Path, path: Path) -> int:

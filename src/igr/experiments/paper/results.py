@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from igr.experiments.files import make_folder, write_atomically, write_csv
-from igr.experiments.paper.cells import Cell, read_cells
+from igr.experiments.paper.cells import Cell, measured, read_cells
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.runs.jobs import Job
@@ -48,9 +48,6 @@ def row(entry: Entry) -> dict[str, Any]:
     record = entry.record
     if record is None:
         raise ValueError("entry: expected one that has been run")
-    numbers: dict[str, Any] = {}
-    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
-        numbers[key], numbers[f"{key}_sd"] = entry.numbers(key)
     paper, paper_sd = entry.paper or (None, None)
     scale, versions = record["scale"], record["versions"]
     return {
@@ -59,7 +56,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "row": entry.row.name,
         "model": entry.row.label,
         "measure": entry.table.measure,
-        **numbers,
+        **measured(record),
         "paper": paper,
         "paper_sd": paper_sd,
         "seeds": len(record["runs"]),
@@ -69,16 +66,9 @@ def row(entry: Entry) -> dict[str, Any]:
         "igr": versions["igr"],
         "torch": versions["torch"],
         "cell": record["name"],
-        "command": command(entry),
+        "command": f"igr reproduce {entry.table.name} --scale full --row {entry.row.name}"
+        f" --dataset {entry.column.dataset} --again",
     }
-
-
-def command(entry: Entry) -> str:
-    """What runs this row again."""
-    return (
-        f"igr reproduce {entry.table.name} --scale full --row {entry.row.name}"
-        f" --dataset {entry.column.dataset} --again"
-    )
 
 
 def _files(root: Path) -> Iterator[Path]:
