@@ -24,7 +24,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from igr.experiments import data
-from igr.experiments.data import DataError, load
+from igr.experiments.data import DataError, load, omniglot
 from igr.experiments.data.idx import Idx
 from igr.experiments.data.omniglot import Omniglot
 from igr.experiments.data.source import Archive
@@ -498,8 +498,8 @@ def test_omniglot_is_resized_then_binarized(small: MadeOmniglot) -> None:
 def test_shrinking_cannot_tie_and_never_rounds() -> None:
     ink = (np.random.default_rng(3).random((40, 105, 105)) < 0.5).astype(np.uint8)
     expected = np.stack([by_hand(image) for image in ink])
-    assert np.array_equal(data._shrink(ink, (28, 28)), expected)
-    assert np.array_equal(data._shrink(1 - ink, (28, 28)), 1 - expected)
+    assert np.array_equal(omniglot._shrink(ink, (28, 28)), expected)
+    assert np.array_equal(omniglot._shrink(1 - ink, (28, 28)), 1 - expected)
 
 
 def test_order_is_that_of_the_names(small: MadeOmniglot) -> None:
