@@ -294,6 +294,63 @@ def _seeded(case: Case, what: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     return f
 
 
+MASKS = torch.tensor(
+    [[True, False, True, True], [True, True, True, False], [False, True, False, False]]
+)
+
+
+def _sharp_map(allowed: Tensor) -> igr.Compose:
+    return igr.Compose([igr.StickBreaking(allowed), igr.Sharpen(0.5, allowed.clone())])
+
+
+@pytest.mark.parametrize(
+    "form, transform",
+    [
+        (igr.SoftmaxIGR, lambda m: igr.SoftmaxPlusPlus(0.5, allowed=m)),
+        (igr.SharpStickBreakingIGR, _sharp_map),
+    ],
+)
+@pytest.mark.parametrize("allowed", [*MASKS, MASKS])
+def test_mask_of_the_map_is_that_of_the_distribution(
+    form: Callable, transform: Callable, allowed: Tensor
+) -> None:
+    (loc, scale), (loc0, scale0) = (
+        parameters(4, allowed.shape[:-1], torch.float64, seed) for seed in (0, 1)
+    )
+    q = igr.IGR(loc, scale, transform(allowed))
+    p = igr.IGR(loc0, scale0, q.transform)
+    q_form, p_form = (form(x.loc, x.scale, 0.5, allowed=allowed) for x in (q, p))
+
+    z, log_prob = q.rsample_and_log_prob((5,))
+    torch.testing.assert_close(q.log_prob(z), q_form.log_prob(z))
+    torch.testing.assert_close(q.log_prob(z), log_prob)
+    batch = (2, *q.batch_shape)
+    torch.testing.assert_close(q.expand(batch).log_prob(z[:2]), q_form.log_prob(z[:2]))
+    assert q.support.check(z).all()
+    assert not q.support.check(torch.full_like(z, 0.25)).any()
+    for a, b in ((q, p), (p, q), (q, p_form if form is igr.SoftmaxIGR else p)):
+        want = torch.distributions.kl_divergence(*(q_form, p_form) if a is q else (p_form, q_form))
+        torch.testing.assert_close(torch.distributions.kl_divergence(a, b), want)
+
+
+def test_mask_that_leaves_no_known_density_is_refused() -> None:
+    m = MASKS[0]
+    base = Independent(torch.distributions.Laplace(torch.zeros(3), torch.ones(3)), 1)
+    flow = igr.Planar(torch.ones(3), torch.ones(3), torch.tensor(0.0))
+    for parts in (
+        [flow, igr.SoftmaxPlusPlus(0.5, allowed=m)],
+        [igr.StickBreaking(), igr.Sharpen(0.5, m)],
+        [igr.StickBreaking(m), igr.Sharpen(0.5)],
+        [igr.StickBreaking(m), igr.Sharpen(0.5, MASKS[1])],
+        [igr.StickBreaking(m), igr.SoftmaxPlusPlus(0.5)],
+        [igr.StickBreaking(m), igr.VertexInterpolation(0.5), igr.Close()],
+    ):
+        with pytest.raises(ValueError, match="transform: a mask has a known density in"):
+            igr.IGR(torch.zeros(3), torch.ones(3), igr.Compose(parts))
+    with pytest.raises(ValueError, match="transform: a mask has a known density in"):
+        igr.IGR.from_base(base, igr.SoftmaxPlusPlus(0.5, allowed=m))
+
+
 @over()
 @pytest.mark.parametrize("what", ["rsample", "rsample_and_log_prob"])
 def test_gradients_with_fixed_noise_agree_with_finite_differences(case: Case, what: str) -> None:

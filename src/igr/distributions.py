@@ -39,6 +39,7 @@ from igr.transforms import (
     SoftmaxPlusPlus,
     StickBreaking,
     is_real,
+    same_parameter,
     satisfied,
     some_point,
 )
@@ -352,7 +353,8 @@ class IGR(Relaxation, TransformedDistribution):
         validate_args: check values; torch's default where None.
 
     Raises:
-        ValueError: if a parameter is out of its range, shapes do not fit, or the map does not end on the simplex.
+        ValueError: if a parameter is out of its range, shapes do not fit, the map does not end on the simplex, or rules
+            categories out otherwise than `SoftmaxIGR` and `SharpStickBreakingIGR` do.
 
     Source: paper, section 3.
 
@@ -369,7 +371,6 @@ class IGR(Relaxation, TransformedDistribution):
         "scale": constraints.independent(constraints.positive, 1),
     }
     transform: Compose
-    allowed: Tensor | None = None
     # The base coordinates that matter where some categories are not allowed.
     _active: Tensor | None = None
 
@@ -424,6 +425,7 @@ class IGR(Relaxation, TransformedDistribution):
     def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         n = base.event_shape[-1]
+        _check_masks(base, self.transform)
         closed, domain = self.transform.codomain, self.transform.domain
         if not isinstance(closed, (type(simplex), type(constraints.simplex))):
             raise ValueError(
@@ -490,7 +492,12 @@ class IGR(Relaxation, TransformedDistribution):
 
     @property
     def _is_gaussian(self) -> bool:
-        return isinstance(getattr(self.base_dist, "base_dist", None), _Normal)
+        return _is_gaussian(self.base_dist)
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """Which categories are allowed, ``(*batch, K)``; None where all are."""
+        return self.transform.allowed
 
     def _cast(self, z: Tensor) -> Tensor:
         return z.to(self.loc.dtype) if self._is_gaussian else z
@@ -542,10 +549,20 @@ class IGR(Relaxation, TransformedDistribution):
 
     def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
         """Log-density of the base at loc + scale * noise, over the coordinates that matter."""
+        more: float | Tensor = 0.0
+        if self.allowed is not None and self.transform.softmax_plus_plus is not None:
+            # Where the last category is not allowed, z fixes the allowed y up to a common shift c: the density is
+            # the integral over c of prod_k N(y_k + c), a Gaussian in c around -shift with the summed precision.
+            inverse = torch.where(self.allowed[..., :-1], scale.reciprocal(), 0.0)
+            precision = (inverse * inverse).sum(-1).clamp_min(torch.finfo(scale.dtype).tiny)
+            free = ~self.allowed[..., -1]
+            shift = torch.where(free, (noise * inverse).sum(-1) / precision, 0.0)
+            noise = noise - shift.unsqueeze(-1) * inverse
+            more = torch.where(free, _HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
         terms = -0.5 * noise * noise - scale.log() - _HALF_LOG_2PI
         if self._active is not None:
             terms = torch.where(self._active, terms, 0.0)
-        return terms.sum(-1)
+        return terms.sum(-1) + more
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self._cast(self.transform.forward(self._rsample_base(sample_shape)))
@@ -636,11 +653,6 @@ class SoftmaxIGR(IGR):
         return self._softmax_plus_plus.delta
 
     @property
-    def allowed(self) -> Tensor | None:  # type: ignore[override]
-        """Which categories are allowed; None where all are."""
-        return self._softmax_plus_plus.allowed
-
-    @property
     def _softmax_plus_plus(self) -> SoftmaxPlusPlus:
         return self.transform.parts[-1]  # type: ignore[return-value]
 
@@ -651,18 +663,6 @@ class SoftmaxIGR(IGR):
         return functional.sample_softmax_plus_plus(
             self.loc, self.scale, noise, self.temperature, self.delta
         )
-
-    def _gaussian_log_prob(self, noise: Tensor, scale: Tensor) -> Tensor:
-        if self.allowed is None:
-            return super()._gaussian_log_prob(noise, scale)
-        # Where the last category is not allowed, z fixes the allowed y up to a common shift c: the density is
-        # the integral over c of prod_k N(y_k + c), a Gaussian in c around -shift with the summed precision.
-        inverse = torch.where(self.allowed[..., :-1], scale.reciprocal(), 0.0)
-        precision = (inverse * inverse).sum(-1).clamp_min(torch.finfo(scale.dtype).tiny)
-        free = ~self.allowed[..., -1]
-        shift = torch.where(free, (noise * inverse).sum(-1) / precision, 0.0)
-        centred = super()._gaussian_log_prob(noise - shift.unsqueeze(-1) * inverse, scale)
-        return centred + torch.where(free, _HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
 
     def discrete(  # type: ignore[override]  # exact: no number of samples to ask for
         self, *, tolerance: float | None = None, num_nodes: int | None = None
@@ -775,11 +775,6 @@ class SharpStickBreakingIGR(IGR):
         sharpen = Sharpen(temperature, allowed, validate_args)
         transform = Compose([StickBreaking(allowed, validate_args=False), sharpen])
         super().__init__(loc, scale, transform, validate_args)
-
-    @property
-    def allowed(self) -> Tensor | None:  # type: ignore[override]
-        """Which categories are allowed; None where all are."""
-        return self.transform.parts[-1].allowed  # type: ignore[attr-defined]
 
     def discrete(
         self, num_samples: int | None = None, *, smallest_scale: float | None = None
@@ -1022,6 +1017,28 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
     return value
+
+
+def _is_gaussian(base: Distribution) -> bool:
+    return isinstance(getattr(base, "base_dist", None), _Normal)
+
+
+def _check_masks(base: Distribution, transform: Compose) -> None:
+    """Raise ValueError where a mask is such that the density on what is left of the simplex is not known.
+
+    Behind another map, or in one part alone, a category that is ruled out still moves the others.
+    """
+    masks = [getattr(part, "allowed", None) for part in transform.parts]
+    if all(mask is None for mask in masks):
+        return
+    known = transform.softmax_plus_plus is not None
+    if [type(part) for part in transform.parts] == [StickBreaking, Sharpen]:
+        known = same_parameter(*masks) or not _checks.values_can_be_read(*masks)
+    if not (known and _is_gaussian(base)):
+        raise ValueError(
+            "transform: a mask has a known density in SoftmaxPlusPlus(t, allowed=m) alone and in "
+            f"Compose([StickBreaking(m), Sharpen(t, m)]), of Gaussian noise; got {transform} of {base}"
+        )
 
 
 def _promoted(first: Tensor, *others: float | Tensor) -> torch.dtype:

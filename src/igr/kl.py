@@ -24,8 +24,8 @@ from torch.distributions.kl import register_kl
 
 from igr import _checks, functional
 from igr.constraints import corner
-from igr.distributions import IGR, GumbelSoftmax, Relaxation, SoftmaxIGR
-from igr.transforms import Compose
+from igr.distributions import IGR, GumbelSoftmax, Relaxation
+from igr.transforms import Compose, SoftmaxPlusPlus
 
 __all__ = ["kl_divergence", "monte_carlo_kl", "plug_in_kl"]
 
@@ -262,9 +262,15 @@ def _kl_none(q: Distribution, p: Distribution) -> Tensor:
 @register_kl(IGR, IGR)
 def _kl_igr(q: IGR, p: IGR) -> Tensor:
     """(13): the Jacobians cancel where the maps are the same."""
-    if q.event_shape != p.event_shape or q.transform != p.transform:
+    if q.event_shape != p.event_shape:
         raise _no_closed_form(q, p)
-    if not (q._is_gaussian and p._is_gaussian):
+    gaussian = q._is_gaussian and p._is_gaussian
+    map_q, map_p = q.transform.softmax_plus_plus, p.transform.softmax_plus_plus
+    if gaussian and map_q is not None and map_p is not None:
+        return _kl_softmax_plus_plus(q, p, map_q, map_p)
+    if q.transform != p.transform:
+        raise _no_closed_form(q, p)
+    if not gaussian:
         try:
             return closed_form(q.base_dist, p.base_dist)
         except NotImplementedError:
@@ -278,32 +284,29 @@ def _kl_igr(q: IGR, p: IGR) -> Tensor:
     return torch.where(q._active, functional.gaussian_kl_terms(*parameters), 0.0).sum(-1)
 
 
-@register_kl(SoftmaxIGR, SoftmaxIGR)
-def _kl_softmax_igr(q: SoftmaxIGR, p: SoftmaxIGR) -> Tensor:
+def _kl_softmax_plus_plus(q: IGR, p: IGR, map_q: SoftmaxPlusPlus, map_p: SoftmaxPlusPlus) -> Tensor:
     """(13) for any two temperatures and deltas: both are N(loc / t - log delta, scale / t) through one map."""
-    if q.event_shape != p.event_shape:
-        raise _no_closed_form(q, p)
-    if q.transform is p.transform or _equal(q, p):
+    if map_q is map_p or _equal(map_q, map_p):
         parameters = q.loc, q.scale, p.loc, p.scale
     else:
-        parameters = *_standardised(q), *_standardised(p)
+        parameters = *_standardised(q, map_q), *_standardised(p, map_p)
     if q.allowed is None and p.allowed is None:
         return functional.gaussian_kl(*parameters)
     return _kl_allowed(parameters, q.allowed, p.allowed, q.num_categories)
 
 
-def _equal(q: SoftmaxIGR, p: SoftmaxIGR) -> bool:
+def _equal(a: SoftmaxPlusPlus, b: SoftmaxPlusPlus) -> bool:
     """Whether temperature and delta are the same numbers, or the same tensors by identity: no value is read."""
-    pairs = ((q.temperature, p.temperature), (q.delta, p.delta))
+    pairs = ((a.temperature, b.temperature), (a.delta, b.delta))
     return all(
-        a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
-        for a, b in pairs
+        x is y or (not isinstance(x, Tensor) and not isinstance(y, Tensor) and x == y)
+        for x, y in pairs
     )
 
 
-def _standardised(q: SoftmaxIGR) -> tuple[Tensor, Tensor]:
-    t = functional.lift(q.temperature)
-    shift = functional.lift(functional.log(q.delta))
+def _standardised(q: IGR, closing: SoftmaxPlusPlus) -> tuple[Tensor, Tensor]:
+    t = functional.lift(closing.temperature)
+    shift = functional.lift(functional.log(closing.delta))
     loc, scale = functional.full_precision(q.loc), functional.full_precision(q.scale)
     return loc / t - shift, scale / t
 

@@ -88,7 +88,7 @@ def _from_stable(constraint: Constraint, x: Tensor) -> Tensor:
     return x.exp() if _is_simplex(constraint) else x
 
 
-def _same(a: Any, b: Any) -> bool:
+def same_parameter(a: Any, b: Any) -> bool:
     """Equal parameters: by identity first, so that a shared object costs no device synchronisation."""
     if a is b:
         return True
@@ -214,7 +214,8 @@ class StableTransform(Transform):
         if type(self) is not type(other):
             return False
         return all(
-            _same(a, b) for a, b in zip(self._parameters(), other._parameters(), strict=True)
+            same_parameter(a, b)
+            for a, b in zip(self._parameters(), other._parameters(), strict=True)
         )
 
     __hash__ = Transform.__hash__
@@ -580,6 +581,17 @@ class Compose(ComposeTransform):
     def active(self) -> Tensor | None:
         """The coordinates of R^(K-1) that the result depends on; None where it depends on all."""
         return self._stable[0].active
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """Which categories the last part allows; None where all are."""
+        return getattr(self._stable[-1], "allowed", None)
+
+    @property
+    def softmax_plus_plus(self) -> SoftmaxPlusPlus | None:
+        """The map, where it is the softmax++ and nothing else."""
+        first = self.parts[0]
+        return first if len(self.parts) == 1 and isinstance(first, SoftmaxPlusPlus) else None
 
     @property
     def onto(self) -> bool:
