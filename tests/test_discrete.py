@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from igr import discrete
 from igr.discrete import (
     Recovered,
     _log_cdf,
@@ -183,7 +184,8 @@ def test_rounding_does_not_add_up_over_a_thousand_small_chances() -> None:
     loc, scale = torch.full((999,), -10.0), torch.full((999,), 4.4)
     loc[0], scale[0] = 10.0, 0.05
     expected = reference_probability(Problem.of(loc, scale), 0)
-    assert argmax_log_probs(loc, scale)[0].exp().item() == pytest.approx(expected, abs=1e-6)
+    found = argmax_log_probs(loc, scale, num_nodes=96)[0].exp().item()
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -325,6 +327,36 @@ def test_first_and_second_derivatives(function: Callable[..., Tensor]) -> None:
     assert gradgradcheck(function, inputs, fast_mode=True)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [1, 9, 100])
+def test_gradients_are_those_of_the_plain_formula(size: int, dtype: torch.dtype) -> None:
+    """Which function transforms take; here of problems of all needs, in several pieces."""
+    problems = zip(*(p.tensors() for p in random_problems(120, (size,), seed=6)), strict=True)
+    loc, scale = map(torch.stack, problems)
+    allowed = torch.rand(120, size + 1) < 0.8
+    allowed[:, size // 2] = True
+    weights = torch.randn(120, size + 1, dtype=torch.float64)
+
+    def loss(loc: Tensor, scale: Tensor) -> Tensor:
+        probs = argmax_log_probs(loc, scale, allowed=allowed, max_elements=2**14).exp()
+        return (probs * weights.to(probs)).sum()
+
+    expected = torch.func.grad(loss, (0, 1))(loc, scale)
+    inputs = [x.to(dtype).requires_grad_() for x in (loc, scale)]
+    found = torch.autograd.grad(loss(*inputs), inputs)
+    for x, y in zip(found, expected, strict=True):
+        error = ((x - y) * scale).abs().amax(-1)
+        bound = 1e-12 if dtype == torch.float64 else TOLERANCE[dtype] * weights.abs().sum(-1)
+        assert (error < bound).all()
+
+
+def test_an_element_does_not_depend_on_its_batch() -> None:
+    loc, scale = (x.detach().float() for x in batch(300, 9))
+    whole = argmax_log_probs(loc, scale)
+    for i in range(0, 300, 23):
+        torch.testing.assert_close(argmax_log_probs(loc[i], scale[i]), whole[i])
+
+
 def test_derivative_with_respect_to_the_threshold() -> None:
     loc, scale = (x.detach() for x in batch(2, 3))
     threshold = torch.tensor([0.2, -0.3], dtype=torch.float64, requires_grad=True)
@@ -403,18 +435,27 @@ def test_chunks_bound_memory_and_change_nothing() -> None:
         torch.testing.assert_close(whole, chunked, rtol=1e-12, atol=1e-12)
 
 
-def test_chunks_keep_nothing_of_their_size_for_the_backward_pass() -> None:
-    loc, scale = batch(200, 9)
-    kept = []
-    for max_elements in (2**22, 2**13):
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x
-        ):
-            argmax_log_probs(loc, scale, max_elements=max_elements)
-        kept.append(sum(sizes))
-    assert kept[0] > 2 * 200 * 9 * 96
-    assert kept[1] < 200 * 9 * 96
+@pytest.mark.parametrize("max_elements", [2**22, 2**13])
+def test_nothing_of_the_size_of_all_nodes_is_held(
+    max_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither kept for the backward pass, nor there at once in either pass."""
+    loc, scale = batch(2000, 9)
+    kept, held = [], []
+    terms = discrete._terms
+
+    def measured(*args: Any) -> tuple[Tensor, ...]:
+        found = terms(*args)
+        held.extend(x.numel() for x in found)
+        return found
+
+    monkeypatch.setattr(discrete, "_terms", measured)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        log_probs = argmax_log_probs(loc, scale, max_elements=max_elements)
+    assert max(x.numel() for x in kept) <= 2000 * 10
+    log_probs[:, 2].sum().backward()
+    assert max(held) <= min(max_elements, 2**16 * torch.get_num_threads())
+    assert sum(held) > 2 * 2 * 16 * loc.numel()
 
 
 def test_empty_batch() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["gauss_legendre", "recomputed"]
+
+Result = TypeVar("Result")
 
 
 @lru_cache(maxsize=16)
@@ -39,7 +42,7 @@ def gauss_legendre(num_nodes: int) -> tuple[list[float], list[float]]:
     return nodes, weights
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: object) -> Tensor:
+def recomputed(function: Callable[..., Result], *inputs: object) -> Result:
     """`function` of `inputs`, computed again in the backward pass instead of kept where that can be."""
     differentiable = torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad for x in inputs

@@ -23,18 +23,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from igr import _checks, functional
+from igr import _checks, _fused, functional
 from igr._quadrature import recomputed
 
 __all__ = ["Recovered", "argmax_log_probs", "log_normal_cdf", "monte_carlo_probs", "uniform_loc"]
 
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_PI = 0.5 * math.log(math.pi)
+_IN_CACHE = 2**16  # numbers; a few tensors of so many fit into a core's cache
 
 
 def log_normal_cdf(x: Tensor) -> Tensor:
@@ -105,15 +106,18 @@ class _Rule(NamedTuple):
         """Nodes spent on the near end."""
         return max(1.0, _quantile(self.negligible) - 1 / self.blend) * self.blend
 
-    def num_nodes(self, log_reach: float) -> int:
-        """Nodes that the tolerance needs where u runs up to log_reach."""
-        return max(16, math.ceil(self.lead + 0.5 + log_reach / self.step))
+    def num_nodes(self, log_reach: Tensor) -> Tensor:
+        """Nodes that the tolerance needs where u runs up to log_reach, on a coarse scale: 16, 20, 25, 32, ..."""
+        # NaN of parameters that were not checked gives NaN
+        reach = log_reach.nan_to_num(0.0, posinf=0.0)
+        needed = torch.log2((self.lead + 0.5 + reach / self.step).clamp(min=16.0))
+        return torch.exp2((3 * needed).ceil() / 3).round().long()
 
 
 class _Span(NamedTuple):
     """Where the nodes of each problem go: offsets a (e^u - 1), u up to `log_reach`, from `start`.
 
-    Each is ``(batch, 1)``. The start is `origin + start`, kept apart so that the distance from it is
+    Each is ``(1, batch)``. The start is `origin + start`, kept apart so that the distance from it is
     exact also where the scales are far below the spacing of floating-point numbers at `origin`.
     """
 
@@ -123,16 +127,15 @@ class _Span(NamedTuple):
     log_reach: Tensor
 
 
-def _standardize(
-    loc: Tensor, scale: Tensor, origin: Tensor, start: Tensor, allowed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(loc - origin - start) / (scale sqrt 2), and 1 / (scale sqrt 2)."""
+# From here on the batch comes last: what categories share, or nodes, then broadcasts over long runs of memory.
+
+
+def _standardize(loc: Tensor, scale: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y = (t - loc) / (scale sqrt 2) at t = 0, and dy / dt."""
     inverse = _SQRT_HALF / scale
-    distance = ((loc - origin) - start) * inverse
-    if allowed is not None:
-        # so far below that its cdf is one
-        distance = distance.masked_fill(~allowed, -9.0)
-    return distance, inverse
+    y = loc * -inverse
+    # so far below that its cdf is one
+    return y if allowed is None else y.masked_fill(~allowed, 9.0), inverse
 
 
 def _place(
@@ -140,14 +143,12 @@ def _place(
 ) -> _Span:
     """Where the nodes go. No gradient."""
 
-    def largest(x: Tensor) -> tuple[Tensor, Tensor]:
-        if allowed is not None:
-            x = x.masked_fill(~allowed, -torch.inf)
-        return x.max(-1, keepdim=True)
+    def possible(x: Tensor) -> Tensor:
+        return x if allowed is None else x.masked_fill(~allowed, -torch.inf)
 
     def begin(loc: Tensor, threshold: float | Tensor) -> Tensor:
         """Where the first integrand begins to matter, or the threshold where that is higher."""
-        begins = largest(loc - rule.cut * scale)[0]
+        begins = possible(loc - rule.cut * scale).amax(0, keepdim=True)
         above = begins.clamp(min=threshold)
         if bounded is None:
             return above
@@ -157,19 +158,23 @@ def _place(
     origin = begin(loc, 0.0)
     local = loc - origin
     start = begin(local, -origin)
-    end, last = largest(local + _quantile(rule.negligible / loc.shape[-1]) * scale)
+    ends = possible(local + _quantile(rule.negligible / loc.shape[0]) * scale)
+    end, last = ends.max(0, keepdim=True)
     # Where many Gaussians compete, their maximum lies far above that start. sqrt(-log F) is convex
     # (it is for each cdf, and so is a norm of convex functions), so Newton's method, begun where the
     # cdf F of the maximum is too small to matter, nears the point where it begins to from below.
-    distance, inverse = _standardize(local, scale, torch.zeros_like(start), start, allowed)
+    readable = _checks.values_can_be_read(loc, scale)
+    at_start, slope = _standardize(local - start, scale, allowed)
     target = math.sqrt(-math.log(rule.negligible))
     low = torch.zeros_like(start)
     for _ in range(4):
-        y = low * inverse - distance
+        y = torch.addcmul(at_start, low, slope)
         log_cdf = torch.log(torch.erfc(-y) * 0.5)
-        slope = (torch.exp(-y * y - log_cdf) * inverse).sum(-1, keepdim=True) / math.sqrt(math.pi)
-        root = torch.sqrt(-log_cdf.sum(-1, keepdim=True).clamp(max=0.0))
-        low = low + torch.where(root > target, (root - target) * 2 * root / slope, 0.0)
+        root = torch.sqrt(-log_cdf.sum(0, keepdim=True).clamp(max=0.0))
+        if readable and not (root > target).any():
+            break
+        fall = (torch.exp(-y * y - log_cdf) * slope).sum(0, keepdim=True) / math.sqrt(math.pi)
+        low = low + torch.where(root > target, (root - target) * 2 * root / fall, 0.0)
 
     moved = origin + low
     start = start + low - (moved - origin)
@@ -177,45 +182,108 @@ def _place(
     irrelevant = loc - moved + rule.cut * scale <= start
     if allowed is not None:
         irrelevant = irrelevant | ~allowed
-    finest = scale.masked_fill(irrelevant, torch.inf).amin(-1, keepdim=True)
+    finest = scale.masked_fill(irrelevant, torch.inf).amin(0, keepdim=True)
     # Where none reaches the start, the one that comes closest sets the lengths.
-    closest = scale.gather(-1, last)
+    closest = scale.gather(0, last)
     finest = torch.where(finest == torch.inf, closest, finest)
     reach = torch.where(reach > 0, reach, closest)
     unit = rule.unit * finest
     return _Span(moved, start, unit, torch.log1p(reach / unit))
 
 
-def _scaled_offsets(offsets: Tensor, distance: Tensor, inverse: Tensor) -> Tensor:
-    """(t - loc) / (scale sqrt 2) at all nodes t, ``(batch, K-1, nodes)``."""
-    # not a matrix product, which autocast or TF32 would round
-    return torch.addcmul(-distance.unsqueeze(-1), inverse.unsqueeze(-1), offsets.unsqueeze(-2))
-
-
 def _log_cdf(y: Tensor) -> Tensor:
     """log Phi(y sqrt 2), the cdf being right to rounding of 1 - Phi where that is small."""
+    eps = torch.finfo(y.dtype).eps
+    # Beyond, erfc is below eps^1.4. On a CPU log1p takes ten times as long where it is much smaller, and so does erfc
+    # where it underflows.
+    upper = y.clamp(max=math.sqrt(-1.4 * math.log(eps))).erfc_()
     # One eps less than 1/2, so that the result is finite where Phi is smaller than that.
-    return torch.log1p(torch.erfc(y).mul_(0.5 * torch.finfo(y.dtype).eps - 0.5))
+    return upper.mul_(0.5 * eps - 0.5).log1p_()
 
 
-def _integrate(
-    loc: Tensor, scale: Tensor, allowed: Tensor | None, span: _Span, rule: _Rule, num_nodes: int
-) -> Tensor:
-    """Logarithms of the integrals (21) by the rule described above, ``(batch, K-1)``."""
-    x = torch.arange(num_nodes, dtype=loc.dtype, device=loc.device)
-    x = (x - rule.lead) / rule.blend
-    weights = 0.5 * torch.erfc(x * -_SQRT_HALF)
-    nodes = x * weights + torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    step = span.log_reach / (num_nodes - rule.lead - 0.5)
-    u = step * rule.blend * nodes
-    log_weights = torch.log(weights) + u + torch.log(step * span.unit)
+def _exp_(x: Tensor) -> Tensor:
+    """exp, but what is negligible beside 1 does not underflow, which takes a CPU fifty times as long. In place."""
+    return x.clamp(min=0.9 * math.log(torch.finfo(x.dtype).tiny)).exp_()
 
-    distance, inverse = _standardize(loc, scale, span.origin, span.start, allowed)
-    y = _scaled_offsets(span.unit * torch.expm1(u), distance, inverse)
+
+class _Nodes(NamedTuple):
+    """Nodes and logarithms of the weights where u runs up to 1, ``(nodes, 1, 1)``."""
+
+    u: Tensor
+    log_weights: Tensor
+
+    @classmethod
+    def of(cls, rule: _Rule, num_nodes: int, like: Tensor) -> _Nodes:
+        """By the rule described above."""
+        x = torch.arange(num_nodes, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+        x = (x - rule.lead) / rule.blend
+        weights = 0.5 * torch.erfc(x * -_SQRT_HALF)
+        nodes = x * weights + torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        steps = num_nodes - rule.lead - 0.5
+        return cls(nodes * (rule.blend / steps), torch.log(weights / steps))
+
+
+# Where a result is not needed again, not by autograd either, the next takes its place: new memory costs more than
+# arithmetic.
+
+
+def _terms(
+    start: Tensor, slope: Tensor, unit: Tensor, log_reach: Tensor, nodes: _Nodes
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What (21) sums, ``(nodes, K-1, batch)``, given y at the start of the integrals and dy / dt.
+
+    Returns:
+        Offsets a (e^u - 1), y there, the logarithms of the terms but for their factors that all nodes have, and those
+        less log phi / Phi. All but the first and last are there for each category.
+    """
+    u = log_reach * nodes.u
+    offsets = unit * torch.expm1(u)
+    # not a matrix product, which autocast or TF32 would round
+    y = torch.addcmul(start, slope, offsets)
     log_cdf = _log_cdf(y)
-    shared = log_cdf.sum(-2, keepdim=True) + log_weights.unsqueeze(-2)
-    terms = torch.addcmul(shared - log_cdf, y, y, value=-1)
-    return torch.logsumexp(terms, -1) + (torch.log(inverse) - _LOG_SQRT_PI)
+    shared = log_cdf.sum(1, keepdim=True) + u.add_(nodes.log_weights)
+    return offsets, y, torch.addcmul(shared - log_cdf, y, y, value=-1), shared
+
+
+def _integrate(start: Tensor, slope: Tensor, *where: Any) -> Tensor:
+    """Logarithms of the sums over the nodes, ``(K-1, batch)``."""
+    _, _, terms, _ = _terms(start, slope, *where)
+    largest = terms.detach().amax(0)
+    return _exp_(terms.sub_(largest)).sum(0).log_().add_(largest)
+
+
+def _gradient(
+    grad: Tensor, log_sums: Tensor, start: Tensor, slope: Tensor, *where: Any
+) -> tuple[Tensor, Tensor]:
+    """Derivatives of the sum of grad times `_integrate` with respect to start and slope."""
+    offsets, y, terms, shared = _terms(start, slope, *where)
+    shares = _exp_(terms - log_sums) * grad
+    log_cdf_slope = _exp_(terms.sub_(shared + _LOG_SQRT_PI))
+    others = shares.sum(1, keepdim=True) - shares
+    by_y = others.mul_(log_cdf_slope).addcmul_(y, shares, value=-2)
+    return by_y.sum(0), by_y.mul_(offsets).sum(0)
+
+
+class _LogSums(torch.autograd.Function):
+    """`_integrate` and its gradient, piece by piece: columns, and the other arguments there."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, slope: Tensor, pieces: list[tuple[slice, Any]]) -> Tensor:
+        ctx.pieces = pieces
+        parts = [_integrate(start[:, some], slope[:, some], *where) for some, where in pieces]
+        log_sums = torch.cat(parts, 1)
+        ctx.save_for_backward(log_sums, start, slope)
+        return log_sums
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Any:
+        inputs = *grad, *ctx.saved_tensors
+        # Recorded where it is to be differentiated again.
+        parts = [
+            recomputed(_gradient, *(x[:, some] for x in inputs), *where)
+            for some, where in ctx.pieces
+        ]
+        return *(torch.cat(part, 1) for part in zip(*parts, strict=True)), None
 
 
 def argmax_log_probs(
@@ -247,18 +315,18 @@ def argmax_log_probs(
     Args:
         loc: means, ``(*batch, K-1)``.
         scale: standard deviations, broadcasts against `loc`.
-        tolerance: wanted error of the probabilities, at least 3e-6 (1e-12 in float64). The number of
-            nodes is then worked out from the values, which makes a GPU wait and breaks a compiled
-            graph, but covers any ratio of scales and takes fewer nodes, down to a third, for easy ones.
-            By default as said above, with as many nodes as the worst case needs.
-        num_nodes: nodes of the quadrature, instead of 52 (96 in float64) or what `tolerance` asks for.
+        tolerance: wanted error of the probabilities, at least 3e-6 (1e-12 in float64); by default as said above. The
+            number of nodes is worked out from the values, each problem's own, which covers any ratio of scales.
+            Without a tolerance it is the same for all, 52 (96 in float64), enough for the worst case, where values
+            cannot be read (in a compiled graph, under `torch.func.vmap`) and on a GPU, which would have to wait.
+        num_nodes: nodes of the quadrature for every problem, instead.
         threshold: :math:`\theta`, broadcasts against ``batch``; minus infinity for none.
         allowed: boolean, broadcasts against ``(*batch, K)``: categories that may win. Others take no
             part and get -inf. Where the last one is not allowed there is no threshold.
-        max_elements: size of the largest tensors that are held, K x nodes for each problem. Batches
-            that need more are computed in chunks, and computed again in the backward pass (not under
-            `torch.func.grad`, which keeps them all). A single problem is not divided, and nothing is where the code is
-            compiled or exported: there a graph fits every size of batch.
+        max_elements: size of the largest tensors that are held, K x nodes for each problem. Batches that need more are
+            computed in chunks: on a CPU always in such as fit into its cache. None is kept for the backward pass,
+            which computes them again (`torch.func.grad` keeps them all). A single problem is not divided, and nothing
+            is where the code is compiled or exported: there a graph fits every size of batch.
         validate_args: whether to check values, by default as `torch.distributions` does.
 
     Returns:
@@ -279,10 +347,9 @@ def argmax_log_probs(
         loc, scale, threshold, allowed, tolerance, num_nodes, max_elements, validate_args
     )
     *batch, num_gaussians = loc.shape
-    loc = functional.full_precision(loc).reshape(-1, num_gaussians)
-    scale = functional.full_precision(scale).reshape(-1, num_gaussians)
-    bounded = None if bounded is None else bounded.reshape(-1, 1)
-    takes_part = None if allowed is None else allowed[..., :-1].reshape(-1, num_gaussians)
+    loc, scale = (functional.full_precision(x).reshape(-1, num_gaussians).mT for x in (loc, scale))
+    bounded = None if bounded is None else bounded.reshape(1, -1)
+    takes_part = None if allowed is None else allowed[..., :-1].reshape(-1, num_gaussians).mT
     if takes_part is not None:
         loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
 
@@ -290,10 +357,10 @@ def argmax_log_probs(
     log_cdf = log_normal_cdf(-loc / scale)
     if takes_part is not None:
         log_cdf = torch.where(takes_part, log_cdf, 0.0)
-    last = log_cdf.sum(-1, keepdim=True)
+    last = log_cdf.sum(0, keepdim=True)
     if bounded is not None:
         last = torch.where(bounded, last, -torch.inf)
-    log_probs = torch.cat([first, last], -1).reshape(*batch, num_gaussians + 1)
+    log_probs = torch.cat([first, last]).mT.reshape(*batch, num_gaussians + 1)
     if allowed is not None:
         log_probs = log_probs.masked_fill(~allowed, -torch.inf)
     return log_probs
@@ -389,41 +456,59 @@ def _log_integrals(
     num_nodes: int | None,
     max_elements: int,
 ) -> Tensor:
-    """log P(k) for k < K, ``(batch, K-1)``, in chunks of the batch."""
+    """log P(k) for k < K, ``(K-1, batch)``, in pieces of the batch."""
     double = loc.dtype == torch.float64
     rule = _Rule(tolerance or (1e-10 if double else 1e-5))
-    count, num_gaussians = loc.shape
+    num_gaussians, count = loc.shape
+    if num_gaussians < 64:  # the longer of the two runs is innermost
+        loc, scale = loc.contiguous(), scale.contiguous()
+    span = _place(loc.detach(), scale.detach(), bounded, allowed, rule)
 
-    def rows(nodes: int) -> list[slice]:
-        # The number of chunks would tie a compiled graph to the size of the batch.
-        if torch.compiler.is_compiling():
-            return [slice(None)]
-        size = max(1, max_elements // (num_gaussians * nodes))
-        return [slice(i, i + size) for i in range(0, max(count, 1), size)]
+    sizes, order = [count], None
+    if num_nodes is not None:
+        nodes = [num_nodes]
+    elif _checks.values_can_be_read(loc, scale) and (tolerance is not None or loc.is_cpu):
+        # those of like needs together
+        needs = rule.num_nodes(span.log_reach.squeeze(0))
+        levels, counts = needs.unique(return_counts=True)
+        nodes, sizes = levels.tolist() or [16], counts.tolist() or [0]
+        order = needs.argsort() if len(nodes) > 1 else None
+    elif tolerance is not None:
+        nodes = [int(rule.num_nodes(span.log_reach).max())]
+    else:
+        # enough for scales that differ by a factor of 100, where u runs up to 6.7
+        nodes = [96 if double else 52]
 
-    def part(x: Tensor | None, row: slice) -> Tensor | None:
-        return None if x is None else x[row]
-
-    spans = [
-        _place(loc[i].detach(), scale[i].detach(), part(bounded, i), part(allowed, i), rule)
-        for i in rows(1)
-    ]
-    span = _Span(*map(torch.cat, zip(*spans, strict=True)))
-    if num_nodes is None:
-        if tolerance is None:
-            # enough for scales that differ by a factor of 100, where u runs up to 6.7
-            num_nodes = 96 if double else 52
-        else:
-            # NaN of parameters that were not checked gives NaN
-            reach = span.log_reach.nan_to_num(0.0, posinf=0.0).max() if count else 0.0
-            num_nodes = rule.num_nodes(float(reach))
-
-    chunks = rows(num_nodes)
-    parts = []
-    for i in chunks:
-        inputs = (loc[i], scale[i], part(allowed, i), _Span(*(x[i] for x in span)), rule, num_nodes)
-        parts.append(_integrate(*inputs) if len(chunks) == 1 else recomputed(_integrate, *inputs))
-    return torch.cat(parts)
+    start, slope = _standardize((loc - span.origin) - span.start, scale, allowed)
+    log_factor = torch.log(slope) + (torch.log(span.unit * span.log_reach) - _LOG_SQRT_PI)
+    inputs: tuple[Tensor, ...] = (start, slope, span.unit, span.log_reach)
+    if order is not None:
+        inputs = tuple(x.index_select(1, order) for x in inputs)
+    start, slope, *lengths = inputs
+    fused = _fused.applies(loc, scale)
+    if fused and loc.is_cpu:
+        max_elements = min(max_elements, _IN_CACHE * torch.get_num_threads())
+    pieces, done = [], 0
+    for n, size in zip(nodes, sizes, strict=True):
+        at_nodes = _Nodes.of(rule, n, loc)
+        step, end = max(1, max_elements // (num_gaussians * n)), done + size
+        cuts = [slice(i, min(i + step, end)) for i in range(done, max(end, 1), step)]
+        # The number of pieces would tie a compiled graph to the size of the batch.
+        for some in [slice(None)] if torch.compiler.is_compiling() else cuts:
+            pieces.append((some, (*(x[:, some] for x in lengths), at_nodes)))
+        done = end
+    if fused:
+        log_sums = _LogSums.apply(start, slope, pieces)
+    elif len(pieces) == 1:
+        log_sums = _integrate(start, slope, *pieces[0][1])
+    else:
+        parts = [
+            recomputed(_integrate, start[:, some], slope[:, some], *where) for some, where in pieces
+        ]
+        log_sums = torch.cat(parts, 1)
+    if order is not None:
+        log_sums = log_sums.index_select(1, order.argsort())
+    return log_sums + log_factor
 
 
 class Recovered(NamedTuple):
