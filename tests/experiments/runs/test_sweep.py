@@ -24,8 +24,10 @@ from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
 from igr.experiments.runs import sweep, train
 from igr.experiments.runs.jobs import Busy, Context, Job, locked, work
+from igr.experiments.runs.records import Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.sweep import Scoring, Sweep
+from igr.experiments.training.config import RunConfig
 from igr.experiments.training.trainer import StackTrainer
 
 SCALE = Scale(
@@ -381,6 +383,15 @@ def test_records_of_another_version_are_refused(done, tmp_path):
     path.write_text(json.dumps({**read_cells(done)[0], "format": 99}))
     with pytest.raises(RecordError, match="another version"):
         read_cells(tmp_path)
+
+
+def test_a_state_with_an_estimator_for_each_run_is_refused(tmp_path):
+    """As version 0.1 left them; alone it would be taken for damaged, or a run's for another's."""
+    stack = Stack(SweepFolder(tmp_path), [RunConfig(family="gs", estimator="relax")])
+    stack.path.parent.mkdir()
+    stack.save({"epoch": torch.tensor(1), "parameter.estimator.0.log_temperature": torch.ones(())})
+    with pytest.raises(RecordError, match=r"^\S+: written by another version of igr; delete it"):
+        stack.load()
 
 
 class TestGrid:

@@ -296,7 +296,14 @@ class Stack:
 
     def load(self) -> dict[str, Tensor] | None:
         """The last saved state, if there is one."""
-        return _read_tensors(self.path)[0] if self.path.exists() else None
+        if not self.path.exists():
+            return None
+        state, _ = _read_tensors(self.path)
+        if any(".estimator.0." in name for name in state):  # 0.1: an estimator for each run
+            raise RecordError(
+                f"{self.path}: written by another version of igr; delete it to start again"
+            )
+        return state
 
     def save(self, state: dict[str, Tensor]) -> None:
         """Save the state."""

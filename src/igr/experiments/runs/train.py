@@ -38,16 +38,10 @@ def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tens
     """The state of some of a stack's runs, as `train_stack` saved it, as the state of a stack of these alone."""
     selected = {}
     for name, value in state.items():
-        kind, _, rest = name.partition(".")
-        if rest.startswith("estimator."):
-            # Every run has one of its own, and its number in the name.
-            _, run, part = rest.split(".", 2)
-            if int(run) in runs:
-                selected[f"{kind}.estimator.{runs.index(int(run))}.{part}"] = value
-        elif kind in ("epoch", "step"):
+        if value.dim() == 0:  # of all of them: numbers of epochs and steps
             selected[name] = value
         else:
-            selected[name] = value[:, runs] if kind == "metrics" else value[runs]
+            selected[name] = value[:, runs] if name == "metrics" else value[runs]
     return selected
 
 

@@ -69,18 +69,15 @@ def _objective(runs: Sequence[RunConfig], device: torch.device, dtype: torch.dty
     first = runs[0]
     if first.estimator not in ESTIMATORS:
         return Relaxed(first.num_samples)
-    settings = [
-        Setting(
-            run.temperature,
-            run.num_samples,
-            run.num_variables,
-            run.num_categories,
-            run.estimator_temperature,
-        )
-        for run in runs
-    ]
+    setting = Setting(
+        tuple(run.temperature for run in runs),
+        first.num_samples,
+        first.num_variables,
+        first.num_categories,
+        first.estimator_temperature,
+    )
     seeds = [run.seed for run in runs]
-    return Estimated(ESTIMATORS[first.estimator], settings, seeds).to(device, dtype)
+    return Estimated(ESTIMATORS[first.estimator], setting, seeds).to(device, dtype)
 
 
 class StackTrainer:
