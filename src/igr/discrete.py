@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ __all__ = ["Recovered", "argmax_log_probs", "log_normal_cdf", "monte_carlo_probs
 
 _SQRT_HALF = math.sqrt(0.5)
 _LOG_SQRT_PI = 0.5 * math.log(math.pi)
+NODES = 96  # in float64: enough for scales that differ by a factor of 100
 _IN_CACHE = 2**16  # numbers; a few tensors of so many fit into a core's cache
 
 
@@ -366,6 +368,44 @@ def argmax_log_probs(
     return log_probs
 
 
+def argmax_jacobian(loc: Tensor, scale: Tensor, allowed: Tensor | None = None) -> Tensor:
+    r"""Derivatives of the first K - 1 probabilities (21) with respect to loc, ``(*batch, K-1, K-1)``.
+
+    .. math:: \frac{\partial P(k)}{\partial \mu_j} = -\int_0^\infty \frac{\phi_k(t)}{\sigma_k}
+              \frac{\phi_j(t)}{\sigma_j} \prod_{i \ne j, k} \Phi_i(t)\, dt \quad (j \ne k), \qquad
+              \frac{\partial P(k)}{\partial \mu_k} = -\sum_{j \ne k} \frac{\partial P(j)}{\partial \mu_k},
+
+    the last sum over all K categories: nothing cancels. In float64, and not differentiable.
+    """
+    with torch.no_grad():
+        *batch, size = loc.shape
+        loc, scale = (x.double().reshape(-1, size).T for x in (loc, scale))
+        takes_part = torch.ones_like(loc, dtype=torch.bool)
+        bounded = takes_part[:1]
+        if allowed is not None:
+            allowed = allowed.expand(*batch, -1).reshape(-1, size + 1).T
+            takes_part, bounded = allowed[:-1], allowed[-1:]
+            loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
+        rule = _Rule(1e-10)
+        span = _place(loc, scale, bounded, takes_part, rule)
+        start, slope = _standardize((loc - span.origin) - span.start, scale, takes_part)
+        nodes = _Nodes.of(rule, NODES, loc)
+        _, _, terms, shared = _terms(start, slope, span.unit, span.log_reach, nodes)
+        # log of phi / (sigma Phi), times the square root of the product of all cdfs
+        log_factor = torch.log(slope) - _LOG_SQRT_PI + 0.5 * torch.log(span.unit * span.log_reach)
+        parts = torch.exp(terms - 0.5 * shared + log_factor)
+        parts = torch.where(takes_part, parts, 0.0).permute(2, 1, 0)
+        off = parts @ parts.mT
+        off = off * (1 - torch.eye(size, dtype=off.dtype, device=off.device))
+        log_below = log_normal_cdf(-loc / scale)
+        log_density = -0.5 * (loc / scale).square() - torch.log(scale * math.sqrt(2 * math.pi))
+        product = torch.where(takes_part, log_below, 0.0).sum(0, keepdim=True)
+        last = torch.exp(product + log_density - log_below)
+        last = torch.where(takes_part & bounded, last, 0.0).T
+        jacobian = torch.diag_embed(off.sum(-1) + last) - off
+        return jacobian.reshape(*batch, size, size)
+
+
 def _check(
     loc: Tensor,
     scale: Tensor,
@@ -477,7 +517,7 @@ def _log_integrals(
         nodes = [int(rule.num_nodes(span.log_reach).max())]
     else:
         # enough for scales that differ by a factor of 100, where u runs up to 6.7
-        nodes = [96 if double else 52]
+        nodes = [NODES if double else 52]
 
     start, slope = _standardize((loc - span.origin) - span.start, scale, allowed)
     log_factor = torch.log(slope) + (torch.log(span.unit * span.log_reach) - _LOG_SQRT_PI)
@@ -569,6 +609,7 @@ def monte_carlo_probs(
     return Recovered(probs, torch.sqrt(smoothed * (1 - smoothed) / num_samples))
 
 
+@torch.compiler.assume_constant_result
 def uniform_loc(num_categories: int) -> float:
     r"""The location, the same for all K-1 and with scale 1, at which all K categories of IGR-I are equally probable.
 
@@ -579,6 +620,4 @@ def uniform_loc(num_categories: int) -> float:
     >>> round(uniform_loc(10), 4)
     -0.753
     """
-    n = num_categories - 1
-    p = torch.tensor(num_categories ** (-1 / n), dtype=torch.float64)
-    return -torch.special.ndtri(p).item()
+    return -NormalDist().inv_cdf(num_categories ** (-1 / (num_categories - 1)))

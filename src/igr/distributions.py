@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,10 @@ from torch.distributions.transforms import ComposeTransform, Transform
 
 from igr import _checks, conditional, functional
 from igr._exp import exp_nonpositive
+from igr._inverse import OutOfReachWarning, equal_sticks, loc_of
 from igr._pyro import PyroSite
 from igr.constraints import face, image, simplex
-from igr.discrete import argmax_log_probs, monte_carlo_probs
+from igr.discrete import argmax_log_probs, monte_carlo_probs, uniform_loc
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import (
     Compose,
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+Q = TypeVar("Q", bound="IGR")
 
 
 class RecoveredCategorical(OneHotCategorical, PyroSite):
@@ -207,6 +210,28 @@ class Relaxation(PyroSite):
         return (hard, self._cast(z)) if return_relaxed else hard
 
     @property
+    def probs(self) -> Tensor:
+        """Probabilities of the categories, ``(*batch, K)``: those of ``discrete()``, at its cost."""
+        return self.discrete().probs
+
+    @property
+    def mode(self) -> Tensor:
+        """One-hot vector of the most probable category, ``(*batch, K)``: the mode of ``discrete()``, at its cost.
+
+        It is what to take when deployed. The density of z itself has its highest point elsewhere, or none.
+
+        >>> GumbelSoftmax(0.5, logits=torch.tensor([0.0, 1.0])).mode
+        tensor([0., 1.])
+        """
+        return self._cast(functional.one_hot_argmax(self.discrete().logits.detach()))
+
+    # TorchRL and tensordict take this, where there is one, for their deterministic interaction.
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """`mode`, under the name that TorchRL and tensordict ask for."""
+        return self.mode
+
+    @property
     def mean(self) -> Tensor:
         raise self._missing("mean")
 
@@ -214,12 +239,28 @@ class Relaxation(PyroSite):
     def variance(self) -> Tensor:
         raise self._missing("variance")
 
-    @property
-    def mode(self) -> Tensor:
-        raise self._missing("mode")
+    def entropy(self, num_samples: int | None = None) -> Tensor:
+        r"""Entropy of the density of z, estimated without bias; differentiable.
 
-    def entropy(self) -> Tensor:
-        raise self._missing("entropy()")
+        .. math:: - \frac 1 n \sum_{i=1}^n \log q(\tilde z_i), \qquad \tilde z_i \sim q
+
+        That of the categories is ``discrete().entropy()``, which is 0 or more; this one can be negative.
+
+        Args:
+            num_samples: n; there is no closed form to take in its place.
+
+        Returns:
+            ``(*batch,)``.
+
+        Raises:
+            NotImplementedError: without a number, as torch's distributions do where they have no closed form.
+            ValueError: if the number is not positive.
+        """
+        if num_samples is None:
+            raise self._missing("entropy()")
+        if num_samples < 1:
+            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        return -self.rsample_log_and_log_prob((num_samples,))[1].mean(0)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         raise self._missing("enumerate_support()")
@@ -237,9 +278,13 @@ class Relaxation(PyroSite):
                 f"{name} has no {what}, as its samples are vectors; log_prob has their density, and discrete() the "
                 "probabilities of the categories"
             )
+        instead = {
+            "entropy()": "entropy(num_samples) estimates that of the density",
+            "enumerate_support()": "its samples are a continuum",
+        }.get(what, f"rsample((n,)).{what.replace('variance', 'var')}(0) estimates it")
         return NotImplementedError(
-            f"{name} has no {what} in closed form: average over rsample((n,)), or use discrete(), the categorical "
-            "distribution that is relaxed, which has it"
+            f"{name} has no {what} in closed form: {instead}; discrete(), the categorical distribution that is "
+            f"relaxed, has one, discrete().{what}"
         )
 
     def _new(self, instance: Any) -> Any:
@@ -351,6 +396,7 @@ class IGR(Relaxation, TransformedDistribution):
         transform: invertible map from R^(K-1) to the K-simplex: `SoftmaxPlusPlus`, a `Compose`, or any torch
             transform that ends on the simplex.
         validate_args: check values; torch's default where None.
+        num_categories: K, to be told where `loc` has K entries, such as logits, rather than K-1.
 
     Raises:
         ValueError: if a parameter is out of its range, shapes do not fit, the map does not end on the simplex, or rules
@@ -373,9 +419,17 @@ class IGR(Relaxation, TransformedDistribution):
     transform: Compose
     # The base coordinates that matter where some categories are not allowed.
     _active: Tensor | None = None
+    # Whether the recovered probabilities are those of a broken stick or of Proposition 2; None where of neither.
+    _by_sticks: bool | None = None
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, transform: Transform, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        transform: Transform,
+        validate_args: bool | None = None,
+        *,
+        num_categories: int | None = None,
     ) -> None:
         loc, scale = _as_tensor("loc", loc), _as_tensor("scale", scale)
         dtype = _promoted(loc, scale, *_last_parameters(transform))
@@ -383,6 +437,12 @@ class IGR(Relaxation, TransformedDistribution):
         if loc.dim() < 1 or loc.shape[-1] < 1:
             raise ValueError(
                 f"loc: expected shape (*batch, K-1) with K >= 2, got {tuple(loc.shape)}"
+            )
+        if num_categories is not None and loc.shape[-1] != num_categories - 1:
+            raise ValueError(
+                f"loc: expected {num_categories - 1} entries in the last dimension, one fewer than num_categories = "
+                f"{num_categories}, got shape {tuple(loc.shape)}; the last category has none of its own. Of the logits "
+                "of all categories igr.SoftmaxIGR.from_logits(logits, temperature) makes a distribution"
             )
         if _checks.enabled(validate_args):
             _checks.between("loc", loc, -torch.inf, torch.inf, "finite values")
@@ -421,6 +481,175 @@ class IGR(Relaxation, TransformedDistribution):
         new = cls.__new__(cls)
         new._set_up(base, transform, validate_args)
         return new
+
+    @classmethod
+    def from_probs(
+        cls: type[Q],
+        probs: Tensor,
+        temperature: float | Tensor,
+        scale: float | Tensor = 1.0,
+        **options: Any,
+    ) -> Q:
+        r"""The member of a family whose recovered probabilities are given, differentiable: ``discrete()``, inverted.
+
+        .. math:: \mu(p, \sigma): \quad P(k \mid \mu, \sigma) = p_k \qquad (21), \qquad
+                  d\mu = \Big( \frac{\partial P}{\partial \mu} \Big)^{-1}
+                  \Big( dp - \frac{\partial P}{\partial \sigma}\, d\sigma \Big)
+
+        It is solved in float64, to 1e-12, for scales that differ by up to a factor of 100. First derivatives come from
+        the implicit function theorem. `igr.match` does the same for targets of other kinds, and approximately for
+        other families.
+
+        Args:
+            probs: ``(*batch, K)``, normalised here. A category of 0 is ruled out as by `allowed`.
+            temperature: positive; it has no part in the probabilities.
+            scale: positive, broadcasts against ``(*batch, K-1)``. Another scale is another distribution of the same
+                probabilities: of less noise where it is small.
+            options: what else the constructor takes by name, such as `delta` and `validate_args`.
+
+        Raises:
+            ValueError: if an argument does not fit, or the family is not `SoftmaxIGR` or `SharpStickBreakingIGR`.
+
+        Warns:
+            OutOfReachWarning: where the solver does not arrive, which broken sticks of many categories and small
+                scales bring about; with the distance that is left.
+
+        The cost is that of ten to thirty ``discrete()`` and, for `SoftmaxIGR`, as many linear systems of K-1 unknowns
+        each. Gradients of `SharpStickBreakingIGR` cost K times those of ``discrete()``, and are not for compiled code.
+
+        >>> q = SoftmaxIGR.from_probs(torch.tensor([0.5, 0.3, 0.2, 0.0]), temperature=0.1)
+        >>> q.discrete().probs
+        tensor([0.5000, 0.3000, 0.2000, 0.0000])
+        >>> q.allowed
+        tensor([ True,  True,  True, False])
+        """
+        probs = _of_all_categories("probs", probs)
+        if _checks.enabled(options.get("validate_args")):
+            valid = ((probs >= 0) & (probs < torch.inf)).all(-1) & (probs > 0).any(-1)
+            _checks.satisfies("probs", probs, valid, "non-negative values, not all of them 0")
+        return cls._from_probs(probs.double(), probs.dtype, temperature, scale, options)
+
+    @classmethod
+    def from_logits(
+        cls: type[Q],
+        logits: Tensor,
+        temperature: float | Tensor,
+        scale: float | Tensor = 1.0,
+        **options: Any,
+    ) -> Q:
+        r"""`from_probs` of :math:`\operatorname{softmax}(\text{logits})`: what takes the place of `GumbelSoftmax`.
+
+        Args:
+            logits: ``(*batch, K)``; -inf rules a category out.
+            temperature, scale, options: as for `from_probs`.
+
+        >>> logits = torch.tensor([2.0, 1.0, 0.0], requires_grad=True)
+        >>> z = SoftmaxIGR.from_logits(logits, temperature=0.1).rsample()
+        >>> z[0].backward()
+        >>> logits.grad.shape
+        torch.Size([3])
+        """
+        logits = _of_all_categories("logits", logits)
+        if _checks.enabled(options.get("validate_args")):
+            valid = (logits < torch.inf).all(-1) & (logits > -torch.inf).any(-1)
+            _checks.satisfies("logits", logits, valid, "numbers below infinity, one of them finite")
+        probs = torch.softmax(logits.double(), -1)
+        return cls._from_probs(probs, logits.dtype, temperature, scale, options)
+
+    @classmethod
+    def _from_probs(
+        cls: type[Q],
+        probs: Tensor,
+        dtype: torch.dtype,
+        temperature: float | Tensor,
+        scale: float | Tensor,
+        options: dict[str, Any],
+    ) -> Q:
+        if cls._by_sticks is None:
+            raise ValueError(
+                f"{cls.__name__} has no exact way from probabilities; use igr.SoftmaxIGR.from_probs, "
+                f"igr.SharpStickBreakingIGR.from_probs, or igr.match(probs, {cls.__name__}, temperature)"
+            )
+        if "allowed" in options:
+            raise ValueError("allowed: expected none, as probabilities of 0 rule categories out")
+        scale = _checks.positive("scale", scale, options.get("validate_args"))
+        if not isinstance(scale, Tensor):
+            scale = torch.full((), scale, dtype=torch.float64, device=probs.device)
+        if scale.dim():
+            dtype = torch.promote_types(dtype, scale.dtype)
+        # What float32 rounds to 0 is ruled out as well: it would be infinitely far.
+        allowed = probs.to(dtype) > 0
+        probs = torch.where(allowed, probs, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
+        first, scale = _checks.broadcast(probs=probs[..., :-1], scale=scale.double())
+        if first.shape[-1] != probs.shape[-1] - 1:
+            raise ValueError(
+                f"scale: expected shape (*batch, {probs.shape[-1] - 1}), got (*batch, {first.shape[-1]})"
+            )
+        loc, left = loc_of(probs.expand(*first.shape[:-1], -1), scale, cls._by_sticks)
+        if _checks.values_can_be_read(left) and bool((left > 1e-9).any()):
+            warnings.warn(
+                f"probs: the recovered probabilities are left at a total variation distance of {float(left.max()):.3g} "
+                "from them; a larger scale is easier to reach",
+                OutOfReachWarning,
+                stacklevel=3,
+            )
+        if not (_checks.values_can_be_read(allowed) and bool(allowed.all())):
+            options = {**options, "allowed": allowed}
+        make: Callable[..., Q] = cls
+        return make(loc.to(dtype), scale.to(dtype), temperature, **options)
+
+    @classmethod
+    def uniform(
+        cls: type[Q],
+        num_categories: int,
+        temperature: float | Tensor,
+        scale: float = 1.0,
+        *,
+        batch_shape: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Q:
+        r"""The member of a family whose K recovered probabilities are equal, such as a prior.
+
+        That of `SoftmaxIGR` has all loc at :math:`-\sigma \Phi^{-1}(K^{-1/(K-1)})`; of a broken stick they are solved
+        for, once for each K and scale in a process. The last category of `StickBreakingIGR` is never chosen (erratum
+        E5): there the first K-1 are equal.
+
+        Args:
+            num_categories: K.
+            temperature, scale: positive numbers; temperature may be a tensor.
+            batch_shape, device, dtype: of loc and scale.
+            options: what else the constructor takes by name.
+
+        Raises:
+            ValueError: if an argument does not fit, or the family is another.
+
+        >>> SoftmaxIGR.uniform(10, temperature=0.1).loc[0]
+        tensor(-0.7530)
+        >>> SharpStickBreakingIGR.uniform(4, temperature=0.1).discrete().probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        """
+        if not isinstance(num_categories, int) or num_categories < 2:
+            raise ValueError(
+                f"num_categories: expected a number of 2 or more, got {num_categories}"
+            )
+        scale = float(_checks.positive("scale", scale))
+        size = (*batch_shape, num_categories - 1)
+        loc = torch.tensor(cls._uniform_loc(num_categories, scale), device=device, dtype=dtype)
+        make: Callable[..., Q] = cls
+        return make(
+            loc.expand(size), torch.full_like(loc, scale).expand(size), temperature, **options
+        )
+
+    @classmethod
+    def _uniform_loc(cls, num_categories: int, scale: float) -> tuple[float, ...]:
+        raise ValueError(
+            f"{cls.__name__} has no uniform member in closed form; use igr.SoftmaxIGR.uniform, or match by samples: "
+            "igr.match(torch.full((K,), 1 / K), family, temperature), where family makes one of (loc, scale, "
+            "temperature), such as functools.partial(igr.PlanarIGR, flow=flow)"
+        )
 
     def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
@@ -626,9 +855,14 @@ class SoftmaxIGR(IGR):
     Source: paper, equation (15).
 
     >>> q = SoftmaxIGR(torch.zeros(9), torch.ones(9), temperature=0.1)
-    >>> q.discrete().probs.shape
-    torch.Size([10])
+    >>> q.probs
+    tensor([0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109,
+            0.0020])
+    >>> SoftmaxIGR.uniform(4, temperature=0.1).probs
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
+
+    _by_sticks = False
 
     def __init__(
         self,
@@ -638,9 +872,15 @@ class SoftmaxIGR(IGR):
         delta: float | Tensor = 1.0,
         allowed: Tensor | None = None,
         validate_args: bool | None = None,
+        *,
+        num_categories: int | None = None,
     ) -> None:
         transform = SoftmaxPlusPlus(temperature, delta, allowed, validate_args)
-        super().__init__(loc, scale, transform, validate_args)
+        super().__init__(loc, scale, transform, validate_args, num_categories=num_categories)
+
+    @classmethod
+    def _uniform_loc(cls, num_categories: int, scale: float) -> tuple[float, ...]:
+        return (scale * uniform_loc(num_categories),) * (num_categories - 1)
 
     @property
     def temperature(self) -> float | Tensor:
@@ -723,11 +963,16 @@ class StickBreakingIGR(IGR):
         validate_args: bool | None = None,
         *,
         allowed: None = None,
+        num_categories: int | None = None,
     ) -> None:
         _no_mask(type(self), allowed)
         close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
         transform = Compose([StickBreaking(), close])
-        super().__init__(loc, scale, transform, validate_args)
+        super().__init__(loc, scale, transform, validate_args, num_categories=num_categories)
+
+    @classmethod
+    def _uniform_loc(cls, num_categories: int, scale: float) -> tuple[float, ...]:
+        return equal_sticks(num_categories, scale, rest=False)
 
     def discrete(
         self, num_samples: int | None = None, *, smallest_scale: float | None = None
@@ -764,6 +1009,8 @@ class SharpStickBreakingIGR(IGR):
     torch.Size([10])
     """
 
+    _by_sticks = True
+
     def __init__(
         self,
         loc: Tensor,
@@ -771,10 +1018,16 @@ class SharpStickBreakingIGR(IGR):
         temperature: float | Tensor,
         allowed: Tensor | None = None,
         validate_args: bool | None = None,
+        *,
+        num_categories: int | None = None,
     ) -> None:
         sharpen = Sharpen(temperature, allowed, validate_args)
         transform = Compose([StickBreaking(allowed, validate_args=False), sharpen])
-        super().__init__(loc, scale, transform, validate_args)
+        super().__init__(loc, scale, transform, validate_args, num_categories=num_categories)
+
+    @classmethod
+    def _uniform_loc(cls, num_categories: int, scale: float) -> tuple[float, ...]:
+        return equal_sticks(num_categories, scale, rest=True)
 
     def discrete(
         self, num_samples: int | None = None, *, smallest_scale: float | None = None
@@ -826,6 +1079,7 @@ class PlanarIGR(IGR):
         validate_args: bool | None = None,
         *,
         allowed: None = None,
+        num_categories: int | None = None,
     ) -> None:
         _no_mask(type(self), allowed)
         given = flow
@@ -840,7 +1094,7 @@ class PlanarIGR(IGR):
             )
         close = SoftmaxPlusPlus(temperature, delta, validate_args=validate_args)
         transform = Compose([*flows, close])
-        super().__init__(loc, scale, transform, validate_args)
+        super().__init__(loc, scale, transform, validate_args, num_categories=num_categories)
 
 
 class GumbelSoftmax(Relaxation):
@@ -886,12 +1140,8 @@ class GumbelSoftmax(Relaxation):
             raise ValueError("expected exactly one of logits and probs")
         temperature = _checks.positive("temperature", temperature, validate_args)
         name = "logits" if probs is None else "probs"
-        given = _as_tensor(name, logits if probs is None else probs)
+        given = _of_all_categories(name, logits if probs is None else probs)
         given = given.to(_promoted(given, temperature))
-        if given.dim() < 1 or given.shape[-1] < 2:
-            raise ValueError(
-                f"{name}: expected shape (*batch, K) with K >= 2, got {tuple(given.shape)}"
-            )
         if _checks.enabled(validate_args):
             if probs is None:
                 _checks.satisfies(name, given, given < torch.inf, "numbers below infinity")
@@ -918,6 +1168,24 @@ class GumbelSoftmax(Relaxation):
         self.logits = given
         super().__init__(given.shape[:-1], given.shape[-1:], validate_args=False)
         self._validate_args = _checks.enabled(validate_args)
+
+    @classmethod
+    def uniform(
+        cls,
+        num_categories: int,
+        temperature: float | Tensor,
+        *,
+        batch_shape: Sequence[int] = (),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> GumbelSoftmax:
+        """The one whose K probabilities are equal; arguments as for `IGR.uniform`.
+
+        >>> GumbelSoftmax.uniform(4, temperature=0.5).probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        """
+        logits = torch.zeros(*batch_shape, num_categories, device=device, dtype=dtype)
+        return cls(temperature, logits=logits)
 
     def _cast(self, z: Tensor) -> Tensor:
         return z.to(self.logits.dtype)
@@ -1009,6 +1277,15 @@ class GumbelSoftmax(Relaxation):
         if isinstance(temperature, Tensor) and temperature.dim():
             temperature = f"tensor{tuple(temperature.shape)}"  # type: ignore[assignment]
         return f"GumbelSoftmax(temperature: {temperature}, logits: {tuple(self.logits.shape)})"
+
+
+def _of_all_categories(name: str, value: Any) -> Tensor:
+    value = _as_tensor(name, value)
+    if value.dim() < 1 or value.shape[-1] < 2:
+        raise ValueError(
+            f"{name}: expected shape (*batch, K) with K >= 2, got {tuple(value.shape)}"
+        )
+    return value
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:

@@ -126,14 +126,14 @@ def _per_batch(name: str, value: float | Tensor, like: Tensor, dim: int) -> floa
 def temper(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
     """``logits / temperature``, the categories along `dim`, counted from the end."""
     temperature = lift(temperature, dim)
-    if not _is_differentiated(temperature):
+    if not is_differentiated(temperature):
         return logits / temperature
     # -inf / temperature would give the temperature a gradient of NaN.
     ruled_out = logits == -torch.inf
     return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -torch.inf)
 
 
-def _is_differentiated(value: float | Tensor) -> bool:
+def is_differentiated(value: float | Tensor) -> bool:
     if not isinstance(value, Tensor):
         return False
     return value.requires_grad or torch.autograd.forward_ad._current_level >= 0
@@ -689,7 +689,7 @@ def sample_softmax_plus_plus(
 ) -> Tensor:
     """softmax++ of loc + scale * noise along `dim`, counted from the end, in fewer passes where `_fused.applies`."""
     lifted, dtype = lift(temperature, dim), torch.promote_types(loc.dtype, scale.dtype)
-    plain = isinstance(delta, Tensor) or noise.requires_grad or _is_differentiated(lifted)
+    plain = isinstance(delta, Tensor) or noise.requires_grad or is_differentiated(lifted)
     if not plain and _fused.applies(loc, scale, noise, lifted):
         return _fused.igr_softmax(loc, scale, noise, lifted, math.log(delta), dim)
     y = _affine(loc, scale, noise)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 
 from igr import _checks, functional
+from igr._inverse import OutOfReachWarning, hazard, iterate, normalise, solve, total_variation
 from igr.countable import CountableIGR, CountableParameters
 from igr.discrete import argmax_log_probs
 from igr.distributions import IGR, GumbelSoftmax, Relaxation
@@ -43,7 +44,6 @@ __all__ = [
 _FLOOR = (
     1e-10  # every category of a relaxation has some probability: a zero in a target becomes this
 )
-_LOST = 1e-8  # recovered probabilities of broken sticks are told from 0 above this
 _TAIL = 1e-6  # mass of a countable target beyond the coordinates that are matched
 _REPLICATES = 8  # independent estimates that a standard error comes from
 _SOLVED = 1e-6  # total variation distance at which a solver stops
@@ -53,10 +53,6 @@ _REACHED = (
 
 Target = Tensor | Distribution  # probabilities, or a distribution of counts
 Q = TypeVar("Q", bound=Relaxation)
-
-
-class OutOfReachWarning(UserWarning):
-    """A target that no parameters of the family reach, or a part of it that was cut; says how much."""
 
 
 class Closeness(NamedTuple):
@@ -220,54 +216,41 @@ def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: 
     probs = probs.expand(*loc.shape[:-1], -1)
     parts = [type(part) for part in probe.transform.parts]
     sticks = StickBreaking in parts
-    lost = torch.zeros_like(probs[..., 0])
-    hard = settings.how == "hard"
-    no_last = hard and parts == [StickBreaking, SoftmaxPlusPlus]
-    if no_last:
-        lost, probs = probs[..., -1], _normalise(probs[..., :-1])
-    exact = hard and _exact_log_probs(probe) is not None
-    noise = None
-    if not exact:
-        noise = torch.special.ndtri(_sobol(settings.num_samples, loc.shape[-1], settings.seed))
-        noise = noise.reshape(-1, *(1,) * (loc.dim() - 1), loc.shape[-1])
+    if settings.how == "hard" and _exact_log_probs(probe) is not None:
+        rest = parts[-1] is not SoftmaxPlusPlus or not sticks
+        lost = 0.0 if rest else probs[..., -1]
+        if probe.allowed is not None:
+            probs = normalise(torch.where(probe.allowed, probs, 0.0))
+        loc, left = solve(probs, scale, sticks, rest, _SOLVED)
+        _report(left * (1 - lost) + lost, settings.how, _REACHED)
+        return build(loc.to(settings.dtype), scale.to(settings.dtype))
+    noise = torch.special.ndtri(_sobol(settings.num_samples, loc.shape[-1], settings.seed))
+    noise = noise.reshape(-1, *(1,) * (loc.dim() - 1), loc.shape[-1])
 
     def evaluate(loc: Tensor) -> Tensor:
-        q = build(loc, scale)
-        if noise is not None:
-            return _average(q, noise, settings.how)
-        found = _exact_log_probs(q).exp()  # type: ignore[union-attr]
-        return found[..., :-1] if no_last else found
+        return _average(build(loc, scale), noise, settings.how)
 
     # A step of so much moves a probability, seen through the normal quantile, by about as much as is wanted.
-    width = scale
-    if not hard:
+    width, tolerance = scale, 10 * _REACHED
+    if settings.how == "hard":
+        tolerance = float((probs * (1 - probs) / settings.num_samples).sqrt().sum(-1).max())
+    else:
         temperature = getattr(probe.transform.parts[-1], "temperature", 1.0)
         width = (scale.square() + (1.6 * functional.lift(temperature)) ** 2).sqrt()
 
     def quantiles(probs: Tensor) -> Tensor:
         if sticks:
-            probs = _hazard(probs.clamp_min(_LOST))
+            probs = hazard(probs)
         return torch.special.ndtri(probs[..., :-1].clamp(1e-15, 1 - 1e-15))
 
     wanted = quantiles(probs)
 
     def towards(found: Tensor) -> Tensor:
-        # In (18) the last break only says how much is left over: it stays in the middle.
-        change = wanted - quantiles(found)
-        if sticks:
-            # Next to nothing is left here yet: a step would follow rounding.
-            left = found.flip(-1).cumsum(-1).flip(-1)[..., :-1]
-            change = torch.where(left < 10 * _LOST, 0.0, change)
-        return width * (F.pad(change, (0, 1)) if no_last else change)
+        return width * (wanted - quantiles(found))
 
-    start = F.pad(wanted, (0, 1)) if no_last else wanted
-    tolerance = _REACHED if exact else 10 * _REACHED
-    if hard and not exact:
-        tolerance = float((probs * (1 - probs) / settings.num_samples).sqrt().sum(-1).max())
-    loc, left = _solve(
-        evaluate, towards, probs, width * start, tolerance=tolerance, differentiable=not hard
-    )
-    _report(left * (1 - lost) + lost, settings.how, tolerance)
+    differentiable = settings.how == "mean"
+    loc, left = _solve(evaluate, towards, probs, width * wanted, tolerance, differentiable)
+    _report(left, settings.how, tolerance)
     return build(loc.to(settings.dtype), scale.to(settings.dtype))
 
 
@@ -276,7 +259,6 @@ def _solve(
     towards: Callable[[Tensor], Tensor],
     probs: Tensor,
     start: Tensor,
-    *,
     tolerance: float = _REACHED,
     differentiable: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -286,7 +268,7 @@ def _solve(
     not arrive and there is a gradient, minimises the squared distance.
     """
     with torch.no_grad():
-        best, left = _iterate(evaluate, towards, probs, start)
+        best, left = iterate(evaluate, towards, probs, start, _SOLVED)
     if differentiable and bool((left > tolerance).any()):
         x = best.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
@@ -307,49 +289,9 @@ def _solve(
             optimizer.step(closure)
         x = x.detach()
         with torch.no_grad():
-            now = _total_variation(evaluate(x), probs)
+            now = total_variation(evaluate(x), probs)
         best = torch.where((now < left).unsqueeze(-1), x, best)
         left = torch.minimum(now, left)
-    return best, left
-
-
-def _iterate(
-    evaluate: Callable[[Tensor], Tensor],
-    towards: Callable[[Tensor], Tensor],
-    probs: Tensor,
-    x: Tensor,
-    max_steps: int = 150,
-    memory: int = 8,
-) -> tuple[Tensor, Tensor]:
-    best, left = x, torch.full_like(probs[..., 0], torch.inf)
-    damping = torch.ones_like(left).unsqueeze(-1)
-    points: list[Tensor] = []
-    steps: list[Tensor] = []
-    for _ in range(max_steps):
-        found = evaluate(x)
-        now = _total_variation(found, probs)
-        worse = ((now > 4 * left) | now.isnan()).unsqueeze(-1)
-        best, left = torch.where((now < left).unsqueeze(-1), x, best), torch.fmin(now, left)
-        if bool((left < _SOLVED).all()):
-            break
-        if bool(worse.any()):
-            # Back to the best point, more carefully, and without what was learned on the way.
-            damping = torch.where(worse, damping * 0.5, damping)
-            x = torch.where(worse, best, x)
-            points, steps = [], []
-            found = evaluate(x)
-        step = damping * towards(found)
-        points, steps = [*points, x][-memory:], [*steps, step][-memory:]
-        move = step
-        if len(points) > 1:
-            dx = torch.stack(points[1:], -1) - torch.stack(points[:-1], -1)
-            ds = torch.stack(steps[1:], -1) - torch.stack(steps[:-1], -1)
-            gram = ds.mT @ ds
-            ridge = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-300
-            gram = gram + ridge[..., None, None] * torch.eye(gram.shape[-1], dtype=x.dtype)
-            weights = torch.linalg.solve(gram, ds.mT @ step.unsqueeze(-1))
-            move = step - ((dx + ds) @ weights).squeeze(-1)
-        x = x + move.clamp(-3.0, 3.0)
     return best, left
 
 
@@ -409,8 +351,8 @@ def hazard_loc(probs: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     >>> hazard_loc(torch.tensor([0.5, 0.25, 0.25]))
     tensor([0., 0.])
     """
-    hazard = _hazard(probs.double().clamp_min(_FLOOR))[..., :-1]
-    quantile = torch.special.ndtri(hazard.clamp(1e-15, 1 - 1e-15))
+    hazards = hazard(probs.double().clamp_min(_FLOOR))[..., :-1]
+    quantile = torch.special.ndtri(hazards.clamp(1e-15, 1 - 1e-15))
     return (scale * quantile).to(probs.dtype)
 
 
@@ -507,7 +449,7 @@ def _estimated_distance(q: Relaxation, target: Target, how: str) -> float:
     with torch.no_grad():
         found = _estimate(q, how, 2**14, seed=1)[0]
         probs, beyond = _masses(target, found.shape[-1])
-        return float(_total_variation(found, probs) + 0.5 * beyond)
+        return float(total_variation(found, probs) + 0.5 * beyond)
 
 
 def _check_how(how: str) -> None:
@@ -534,18 +476,6 @@ def _report(left: Tensor, how: str, tolerance: float) -> None:
         )
 
 
-def _total_variation(found: Tensor, probs: Tensor) -> Tensor:
-    return 0.5 * (found - probs).abs().sum(-1)
-
-
-def _normalise(probs: Tensor) -> Tensor:
-    return probs / probs.sum(-1, keepdim=True)
-
-
-def _hazard(probs: Tensor) -> Tensor:
-    return probs / probs.flip(-1).cumsum(-1).flip(-1)
-
-
 def _masses(
     target: Target, length: int | None = None, *, endless: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -559,9 +489,9 @@ def _masses(
         probs = target.detach().double()
         valid = (probs >= 0).all(-1) & ((probs.sum(-1) - 1).abs() < 1e-2)
         _checks.satisfies("target", target, valid, "probabilities that sum to one")
-        probs = _normalise(probs)
+        probs = normalise(probs)
     elif isinstance(target, (Categorical, OneHotCategorical)):
-        probs = _normalise(target.probs.detach().double())
+        probs = normalise(target.probs.detach().double())
     elif isinstance(target, Bernoulli):
         p = target.probs.detach().double()
         probs = torch.stack([1 - p, p], -1)

@@ -14,7 +14,7 @@ class Sample(nn.Module):
     r"""Relaxed samples in ``train()``, one-hot vectors in ``eval()``.
 
     In training :math:`\tilde z`, or its one-hot vector with the gradient of :math:`\tilde z`; in evaluation the
-    category of the largest probability :math:`\arg\max_k \tilde\alpha_k` of ``q.discrete()``, or a hard sample. The
+    category of the largest probability :math:`\arg\max_k \tilde\alpha_k`, ``q.mode``, or a hard sample. The
     mode costs what ``discrete()`` does: it is exact, and the same each time, wherever that is.
 
     Args:
@@ -40,11 +40,9 @@ class Sample(nn.Module):
         """Draw from a distribution, or take its mode."""
         if self.training:
             return q.straight_through() if self.straight_through else q.rsample()
-        if self.random:
-            hard = functional.one_hot_argmax(q.hard_scores(q.rsample_log().detach()))
-        else:
-            hard = functional.one_hot_argmax(q.discrete().logits.detach())
-        return q._cast(hard)
+        if not self.random:
+            return q.mode
+        return q._cast(functional.one_hot_argmax(q.hard_scores(q.rsample_log().detach())))
 
     def extra_repr(self) -> str:
         return f"straight_through={self.straight_through}, random={self.random}"
