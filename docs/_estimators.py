@@ -38,6 +38,7 @@ def declared() -> dict[str, E.Estimator]:
         "`DisARM()`": E.DisARM(),
         "`CARMS(S)`": E.CARMS(2),
         "`DoubleControlVariate(S)`": E.DoubleControlVariate(2),
+        "`Rodeo(S)`": E.Rodeo(2),
         "`Rebar()`": E.Rebar(),
         "`Relax(network)`": E.Relax(network),
         "`Relax(network, with_loss=False)`": E.Relax(network, with_loss=False),

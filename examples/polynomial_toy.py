@@ -45,6 +45,7 @@ ESTIMATORS: dict[str, Make] = {
     "DoubleControlVariate": lambda: E.DoubleControlVariate(
         SAMPLES, torch.ones(RUNS), sample_axis=True
     ),
+    "Rodeo": lambda: E.Rodeo(SAMPLES, stack=(RUNS,), sample_axis=True),
 }
 FAMILIES = {"Gumbel-Softmax": CATEGORIES, "IGR": 2 * (CATEGORIES - 1)}
 TOO_SLOW = {("IGR", "RaoBlackwellStraightThrough(20)")}

@@ -149,6 +149,13 @@ def black_box_relax(N: int, K: int) -> Relax:
     return Relax(ControlNetwork((N, K), factor=1.0).double(), temperature=0.4, with_loss=False)
 
 
+def rodeo(N: int, K: int) -> E.Rodeo:
+    estimator = E.Rodeo(3, 20).double()
+    for network in (estimator.baseline, estimator.score):
+        network.factor.data.fill_(0.7)
+    return estimator
+
+
 UNBIASED: dict[str, Callable[[int, int], E.Estimator]] = {
     "reinforce": lambda N, K: Reinforce(),
     "running mean": lambda N, K: Reinforce(RunningMean(0.5, shape=(8,))),
@@ -162,6 +169,7 @@ UNBIASED: dict[str, Callable[[int, int], E.Estimator]] = {
     "carms": lambda N, K: E.CARMS(2),
     "carms of 5": lambda N, K: E.CARMS(5),
     "double control variate": lambda N, K: E.DoubleControlVariate(3, weight=0.7),
+    "rodeo": rodeo,
     "unordered set of 2": lambda N, K: UnorderedSet(2),
     "unordered set": lambda N, K: UnorderedSet(min(K**N, 5)),
 }

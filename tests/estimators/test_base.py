@@ -405,6 +405,7 @@ LEARNING: dict[str, Callable[[int], E.Estimator]] = {
     "rebar": lambda R: E.Rebar(torch.full((R, 1, 1), 0.4), torch.full((R, 1), 0.8)),
     "relax": lambda R: E.Relax(ControlNetwork((2, 3), stack=(R,)), torch.full((R, 1, 1), 0.4)),
     "double control variate": lambda R: E.DoubleControlVariate(3, torch.full((R, 1), 0.7)),
+    "rodeo": lambda R: E.Rodeo(3, 20, stack=(R,)),
 }
 
 
@@ -461,7 +462,7 @@ def test_torch_func_works_or_is_refused(name: str) -> None:
         return estimator(GumbelSoftmax(0.5, logits=logits), lambda z: z[..., 0].sum(-1) ** 2).sum()
 
     estimator.eval()  # a running mean, too, is the same at each call
-    if isinstance(estimator, (E.Rebar, E.Relax, E.DoubleControlVariate)):
+    if isinstance(estimator, (E.Rebar, E.Relax, E.Rodeo, E.DoubleControlVariate)):
         with pytest.raises(ValueError, match=r"^q: \w+ takes derivatives on its way"):
             torch.func.grad(loss)(logits)
         return
@@ -475,29 +476,47 @@ def test_torch_func_works_or_is_refused(name: str) -> None:
 # refusals follow from what is declared
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_a_distribution_without_what_is_needed_is_refused(name: str) -> None:
-    estimator = EVERY[name](1, 3).float()
-    loc, scale = torch.zeros(4, 1, 2), torch.ones(4, 1, 2)
-    flow = Planar(torch.ones(2), torch.ones(2), torch.tensor(0.0))
+PAGE = module_at("docs", "_estimators.py").declared()
+
+
+@pytest.mark.parametrize("name", PAGE)
+def test_what_cannot_work_is_refused_in_one_line(name: str) -> None:
+    """Another distribution than is declared, more categories, fewer samples."""
+    estimator = PAGE[name]
+    kind = type(estimator).__name__
+    loc, scale = torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
+    flow = Planar(torch.ones(1), torch.ones(1), torch.tensor(0.0))
+    plain = torch.distributions.OneHotCategorical(logits=torch.zeros(4, 1, 2))
     without = {
-        E.Needs.SAMPLES: torch.distributions.OneHotCategorical(logits=torch.zeros(4, 1, 3)),
-        E.Needs.DENSITY: torch.distributions.OneHotCategorical(logits=torch.zeros(4, 1, 3)),
-        E.Needs.COUPLING: SharpStickBreakingIGR(loc, scale, 0.5),
-        E.Needs.PROBABILITIES: PlanarIGR(loc, scale, 0.5, flow),
-    }
-    with pytest.raises(ValueError, match=r"^q: ") as error:
-        estimator(without[estimator.needs], lambda z: z[..., 0].sum(-1))
-    assert "\n" not in str(error.value)
-    assert type(without[estimator.needs]).__name__ in str(error.value)
+        E.Needs.SAMPLES: [plain],
+        E.Needs.DENSITY: [plain],
+        E.Needs.COUPLING: [plain, PlanarIGR(loc, scale, 0.5, flow)],
+        E.Needs.PROBABILITIES: [
+            PlanarIGR(loc, scale, 0.5, flow),
+            torch.distributions.Normal(loc, scale),
+        ],
+    }[estimator.needs]
+    cases = [(q, type(q).__name__) for q in without]
+    if most := estimator.max_categories:
+        more = GumbelSoftmax(0.5, logits=torch.zeros(4, 1, most + 1))
+        cases.append((more, f"{kind} is for {most} categories, got {most + 1}"))
+    for q, said in cases:
+        with pytest.raises(ValueError, match=r"^q: ") as error:
+            estimator(q, lambda z: z[..., 0].sum(-1))
+        assert "\n" not in str(error.value)
+        assert said in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "kind", [c for c in vars(E).values() if isinstance(c, type) and issubclass(c, E.Estimator)]
-)
-def test_too_few_samples_are_refused(kind: type[E.Estimator]) -> None:
-    if kind.min_samples > 1 and kind is not E.DisARM:
-        with pytest.raises(
-            ValueError, match=rf"^num_samples: expected at least 2 for {kind.__name__}"
-        ):
-            kind(1)
+@pytest.mark.parametrize("name", PAGE)
+def test_too_few_samples_are_refused(name: str) -> None:
+    """Of those that take a number of samples."""
+    kind, least = type(PAGE[name]), PAGE[name].min_samples
+    if kind is E.DisARM or kind is E.Enumerate:
+        return
+    given = {"prior": None} if kind is StickingTheLanding else {}
+    if kind is Reinforce:
+        given["baseline"] = PAGE[name].baseline
+    if kind is E.Relax:
+        given["control_variate"] = PAGE[name].control_variate
+    with pytest.raises(ValueError, match=r"^num_samples: expected .*got \d+$"):
+        kind(**given, num_samples=least - 1)

@@ -1,4 +1,4 @@
-"""REBAR, RELAX, the double control variate, and coupled draws."""
+"""REBAR, RELAX, the double control variate, RODEO, and coupled draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from enumeration import DOUBLE, FAMILIES, Objectives, assert_mean, exact, igr, relax, replicate
-from torch import Tensor
+from torch import Tensor, nn
 
 from igr import GumbelSoftmax, SoftmaxIGR, functional
 from igr import estimators as E
@@ -18,6 +18,7 @@ from igr.estimators import (
     Rebar,
     Reinforce,
     Relax,
+    Rodeo,
     UnorderedSet,
     couplings,
 )
@@ -285,6 +286,85 @@ def test_the_weights_gradient_is_that_of_the_mean_square(stack: bool) -> None:
     numeric = (more - square) / h
     expected = numeric.reshape(4, 1) if stack else numeric.sum()
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# RODEO, and what it shares with those above
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Reinforce(LeaveOneOut(), 2),
+        lambda: DoubleControlVariate(2, weight=0.7),
+        lambda: Rodeo(2, 20),
+    ],
+    ids=["leave one out", "double control variate", "rodeo"],
+)
+@pytest.mark.parametrize("N, K", [(1, 3), (2, 2), (1, 4)])
+def test_the_expectation_over_all_pairs_of_samples_is_the_gradient(
+    N: int, K: int, make: Callable[[], E.Estimator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any randomness: every pair, weighted by its probability."""
+    states = torch.cartesian_prod(*[torch.arange(K)] * (2 * N)).view(-1, 2, N)
+    onehot = nn.functional.one_hot(states, K).to(DOUBLE).movedim(1, 0)
+    monkeypatch.setattr(Noise, "onehot", lambda self, logits, count: onehot.clone())
+    logits = torch.log_softmax(torch.randn(N, K, dtype=DOUBLE), -1)
+    probability = (onehot * logits).sum((0, -2, -1)).exp()
+    torch.testing.assert_close(probability.sum().item(), 1.0)
+    weight = torch.randn(N, K, dtype=DOUBLE)
+
+    def f(b: Tensor) -> Tensor:
+        return 3 + (b * weight).sum((-1, -2)).exp()
+
+    estimator = make().double()
+    if isinstance(estimator, Rodeo):
+        for network in (estimator.baseline, estimator.score):
+            network.factor.data.fill_(1.5)
+    every = gradient_of(estimator, logits.expand(len(probability), N, K), f)
+    expected = gradient_of(E.Enumerate(), logits.unsqueeze(0), f)[0]
+    found = (every * probability.view(-1, 1, 1)).sum(0)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert (every - expected).abs().max() > 0.01
+
+
+def test_rodeo_begins_as_leave_one_out_and_lowers_its_variance() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3).expand(300, 2, 3)
+
+    def f(b: Tensor) -> Tensor:
+        return (b[..., 0].sum(-1) - 0.45) ** 2
+
+    plain = gradient_of(Reinforce(LeaveOneOut(), 2), logits, f)
+    estimator = Rodeo(2, 20)
+    torch.testing.assert_close(gradient_of(estimator, logits, f), plain)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=0.02)
+    for seed in range(150):
+        optimizer.zero_grad()
+        torch.manual_seed(10 + seed)
+        estimator(GumbelSoftmax(0.5, logits=logits.clone().requires_grad_()), f).sum().backward()
+        optimizer.step()
+    estimator.eval()
+    assert gradient_of(estimator, logits, f).var(0).sum() < 0.5 * plain.var(0).sum()
+
+
+def test_rodeos_own_gradient_is_that_of_the_mean_square() -> None:
+    logits = torch.randn(4, 2, 3, dtype=DOUBLE)
+    estimator = Rodeo(3, 5).double()
+    for network in (estimator.baseline, estimator.score):
+        network.factor.data.fill_(0.7)
+
+    def f(b: Tensor) -> Tensor:
+        return b[..., 0].sum(-1).exp()
+
+    before = gradient_of(estimator, logits, f).square().sum()
+    for name, parameter in estimator.named_parameters():
+        assert parameter.grad is not None
+        own, h = parameter.grad.flatten()[0].item(), 1e-6
+        parameter.data.view(-1)[0] += h
+        numeric = (gradient_of(estimator.eval(), logits, f).square().sum() - before).item() / h
+        parameter.data.view(-1)[0] -= h
+        assert numeric == pytest.approx(own, rel=1e-3, abs=1e-4), name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

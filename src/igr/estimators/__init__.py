@@ -25,7 +25,13 @@ evaluates f: `Estimator`. An estimator of one's own declares the same and implem
 
 from igr.estimators.antithetic import CARMS, DisARM
 from igr.estimators.base import Differentiable, Estimator, Needs
-from igr.estimators.control_variates import ControlNetwork, DoubleControlVariate, Rebar, Relax
+from igr.estimators.control_variates import (
+    ControlNetwork,
+    DoubleControlVariate,
+    Rebar,
+    Relax,
+    Rodeo,
+)
 from igr.estimators.couplings import Coupling, coupling
 from igr.estimators.exact import Enumerate
 from igr.estimators.relaxed import Pathwise, StickingTheLanding, sticking_the_landing_kl
@@ -61,6 +67,7 @@ __all__ = [
     "Reinforce",
     "Relax",
     "RelaxedStraightThrough",
+    "Rodeo",
     "RunningMean",
     "StickingTheLanding",
     "StraightThrough",

@@ -226,6 +226,11 @@ def cast(samples: Tensor, q: Distribution) -> Tensor:
     return q._cast(samples) if isinstance(q, Relaxation) else samples
 
 
+def mean_of_others(x: Tensor) -> Tensor:
+    """Along the first dimension: the mean of all but the entry itself."""
+    return (x.sum(0) - x) / (len(x) - 1)
+
+
 def sum_variables(x: Tensor, dims: int) -> Tensor:
     """Sum over all dimensions but the first `dims`."""
     return x if x.dim() == dims else x.sum(tuple(range(dims, x.dim())))

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, OneHotCategorical
 
 from igr import functional
-from igr.estimators.base import Differentiable, Estimator, Needs, Objective, spread, sum_variables
+from igr.estimators.base import (
+    Differentiable,
+    Estimator,
+    Needs,
+    Objective,
+    mean_of_others,
+    spread,
+    sum_variables,
+)
 from igr.estimators.couplings import log_prob
 from igr.estimators.noise import Noise
 
@@ -76,7 +84,7 @@ class LeaveOneOut(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """What to subtract from values ``(S, *elements)``."""
-        return (values.sum(0) - values) / (len(values) - 1)
+        return mean_of_others(values)
 
 
 class Reinforce(Estimator):

@@ -142,6 +142,7 @@ ESTIMATORS: dict[str, Make] = {
     "double-control-variate": lambda s: estimators.DoubleControlVariate(
         s.num_samples, s.constant(1.0), sample_axis=True
     ),
+    "rodeo": lambda s: estimators.Rodeo(s.num_samples, stack=(s.runs,), sample_axis=True),
     "rebar": lambda s: estimators.Rebar(
         s.initial, s.constant(1.0), s.num_samples, sample_axis=True
     ),
