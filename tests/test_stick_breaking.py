@@ -261,28 +261,40 @@ def test_vmap_takes_the_declared_smallest_scale(rest: bool) -> None:
     assert (torch.func.vmap(run)(loc, scale) - run(loc, scale)).abs().max() < 1e-6
 
 
-class _Leader(torch.nn.Module):
+class _Discrete(torch.nn.Module):
+    def __init__(self, build: Callable[..., igr.IGR]) -> None:
+        super().__init__()
+        self.build = build
+
     def forward(self, loc: Tensor, scale: Tensor) -> Tensor:
-        return leader_log_probs(loc, scale, smallest_scale=0.3).exp()
+        return self.build(loc, scale, 0.5).discrete(smallest_scale=0.3).probs
 
 
 def _two_breaks(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, 2), 0.3 + torch.rand(batch, 2)
 
 
+BOTH = pytest.mark.parametrize("build", [igr.StickBreakingIGR, igr.SharpStickBreakingIGR])
+
+
+@BOTH
 @pytest.mark.slow
-def test_can_be_compiled_as_one_graph() -> None:
-    compiled = torch.compile(_Leader(), fullgraph=True, backend="eager", dynamic=True)
+def test_discrete_can_be_compiled_as_one_graph(build: Callable[..., igr.IGR]) -> None:
+    module = _Discrete(build)
+    torch.compiler.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="eager", dynamic=True)
     for batch in (3, 5):
         loc, scale = _two_breaks(batch)
-        assert (compiled(loc, scale) - leader_log_probs(loc, scale).exp()).abs().max() < 1e-6
+        assert (compiled(loc, scale) - module(loc, scale)).abs().max() < 1e-6
 
 
+@BOTH
 @pytest.mark.slow
-def test_can_be_exported_for_any_batch() -> None:
+def test_discrete_can_be_exported_for_any_batch(build: Callable[..., igr.IGR]) -> None:
+    module = _Discrete(build)
     any_size = {0: torch.export.Dim("batch", min=2, max=64)}
     program = torch.export.export(
-        _Leader(), _two_breaks(5), dynamic_shapes={"loc": any_size, "scale": any_size}
+        module, _two_breaks(5), dynamic_shapes={"loc": any_size, "scale": any_size}
     )
     loc, scale = _two_breaks(3)
-    assert (program.module()(loc, scale) - leader_log_probs(loc, scale).exp()).abs().max() < 1e-6
+    assert (program.module()(loc, scale) - module(loc, scale)).abs().max() < 1e-6
