@@ -263,6 +263,48 @@ def test_no_closed_form_names_monte_carlo_kl(pair: int) -> None:
 # Monte Carlo (9)
 
 
+def test_every_refusal_says_why_and_what_to_do() -> None:
+    loc, scale = parameters(4)
+    logits = torch.zeros(4, dtype=D)
+    ours = [
+        igr.SoftmaxIGR(loc, scale, 0.5),
+        igr.StickBreakingIGR(loc, scale, 0.5),
+        igr.SharpStickBreakingIGR(loc, scale, 0.5),
+        igr.PlanarIGR(loc, scale, 0.5, planar_flow(3, D)),
+        igr.IGR.from_base(Independent(StudentT(5.0, loc, scale), 1), igr.SoftmaxPlusPlus(0.5)),
+        igr.GumbelSoftmax(0.5, logits=logits),
+        igr.CountableIGR(igr.nn.CountableParameters(3), 0.5),
+    ]
+    components = torch.distributions.Dirichlet(torch.ones(2, 4, dtype=D))
+    mixing = torch.distributions.Categorical(logits=torch.zeros(2, dtype=D))
+    others = [
+        torch.distributions.Categorical(logits=logits),
+        torch.distributions.OneHotCategorical(logits=logits),
+        torch.distributions.RelaxedOneHotCategorical(torch.tensor(0.5), logits=logits),
+        torch.distributions.Dirichlet(torch.ones(4, dtype=D)),
+        torch.distributions.LogisticNormal(loc, scale),
+        torch.distributions.MixtureSameFamily(mixing, components),
+        torch.distributions.Independent(torch.distributions.Normal(loc, scale), 1),
+    ]
+    refused = 0
+    for q in ours + others:
+        for p in ours + others:
+            if q in others and p in others:
+                continue
+            try:
+                kl_divergence(q, p)
+            except NotImplementedError as error:
+                refused += 1
+                message = str(error)
+                assert f"no KL from {type(q).__name__}" in message or "no closed-form KL" in message
+                assert "igr." in message or "average q.log_prob(z)" in message, message
+                maps = (
+                    isinstance(q, igr.IGR) and isinstance(p, igr.IGR) and q.transform != p.transform
+                )
+                assert ("maps onto the simplex differ" in message) == maps, message
+    assert refused > 100
+
+
 def test_monte_carlo_kl_agrees_with_the_closed_form() -> None:
     for t0 in (0.5, 0.8):
         loc, scale, loc0, scale0 = _inputs()

@@ -225,36 +225,46 @@ def _categorical_kl(
 
 
 def _no_closed_form(q: Distribution, p: Distribution) -> NotImplementedError:
-    pair = f"from {type(q).__name__} to {type(p).__name__}"
-    if not isinstance(q, Relaxation):
-        why = f"no closed-form KL {pair}; average the difference of their log_prob over samples"
-    elif isinstance(p, _CATEGORICAL):
+    names = f"from {type(q).__name__} to {type(p).__name__}"
+    if isinstance(q, _CATEGORICAL) or isinstance(p, _CATEGORICAL):
         why = (
-            f"no KL {pair}, which has no density on the simplex; igr.plug_in_kl(q, p) has that of the categorical "
-            "distribution that is relaxed"
+            f"no KL {names}: one has a density on the simplex and the other probabilities of its corners; "
+            "igr.kl_divergence(q, p) has that of the categorical distribution that is relaxed"
         )
     elif q.event_shape != p.event_shape:
-        why = f"no KL {pair}: event shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} differ"
+        why = (
+            f"no KL {names}: event shapes {tuple(q.event_shape)} and {tuple(p.event_shape)} differ; "
+            "igr.monte_carlo_kl takes those of one number of categories"
+        )
+    elif isinstance(q, Relaxation):
+        why = f"no closed-form KL {names}{_reason(q, p)}; use igr.monte_carlo_kl(q, p, num_samples)"
     else:
-        maps = isinstance(q, IGR) and isinstance(p, IGR)
-        why = f"no closed-form KL {pair}{': their maps onto the simplex differ' if maps else ''}; "
-        why += "use igr.monte_carlo_kl(q, p, num_samples)"
+        why = (
+            f"no closed-form KL {names}; average q.log_prob(z) - p.log_prob(z) over samples z of q"
+        )
+        if isinstance(q, RelaxedOneHotCategorical):
+            why += ", or make q an igr.GumbelSoftmax, the same distribution, for igr.monte_carlo_kl"
     return NotImplementedError(why)
 
 
+def _reason(q: Relaxation, p: Distribution) -> str:
+    if isinstance(q, IGR) and isinstance(p, IGR):
+        return (
+            f": their maps onto the simplex differ, {q.transform} and {p.transform}; of equal ones, with the same "
+            "temperature, it would be that of what goes in (13)"
+        )
+    if isinstance(q, GumbelSoftmax) and isinstance(p, GumbelSoftmax):
+        return ": of two Gumbel-Softmax densities (6) none is known, whatever their temperatures"
+    return ""
+
+
 @register_kl(Relaxation, Relaxation)
-@register_kl(Relaxation, TransformedDistribution)
-@register_kl(TransformedDistribution, Relaxation)
+@register_kl(Relaxation, Distribution)
+@register_kl(Distribution, Relaxation)
 @register_kl(IGR, GumbelSoftmax)
 @register_kl(GumbelSoftmax, IGR)
 @register_kl(IGR, TransformedDistribution)
 @register_kl(TransformedDistribution, IGR)
-@register_kl(Relaxation, Dirichlet)
-@register_kl(Dirichlet, Relaxation)
-@register_kl(Relaxation, Categorical)
-@register_kl(Categorical, Relaxation)
-@register_kl(Relaxation, OneHotCategorical)
-@register_kl(OneHotCategorical, Relaxation)
 def _kl_none(q: Distribution, p: Distribution) -> Tensor:
     raise _no_closed_form(q, p)
 

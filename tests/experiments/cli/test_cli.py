@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import gzip
 import importlib
@@ -207,6 +208,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         igr_command("vae", *QUICK, "--temperature", 0.2, "--temperature", 0.4, "--out", folder) == 0
     )
     return folder
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_code_that_is_not_used_is_told(
+    share: float,
+    tmp_path: Path,
+    said: Callable[[], tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.import_module("igr.experiments.cli.vae"), "USED", share)
+    assert igr_command("vae", *QUICK, "--out", tmp_path / "out") == 0
+    told = "of 4.4 nats, so it is not used" in " ".join(said()[0].split())
+    assert told == (share == 1.0)
+
+
+def test_the_learning_rate_suits_the_data(whole: Path) -> None:
+    (record, *_) = csv.DictReader((whole / "results.csv").read_text().splitlines())
+    assert float(record["lr"]) == 0.003
 
 
 def vae(folder: Path, *more: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ _FAMILIES = (
     " stick-breaking; igr-sb-sharp: the same, mended."
 )
 Families = Annotated[list[str], typer.Option(metavar=choices(FAMILIES), help=_FAMILIES)]
+USED = 0.02  # a code that carries less of what it could is not used: every reconstruction is about the same
 EXAMPLES = (
     "igr vae --dataset mnist --family igr-i --family gs --temperature 0.1 --temperature 0.5 --out runs/mnist",
     "igr vae --dataset mnist --out runs/mnist --resume",
@@ -37,7 +39,12 @@ def vae(
     temperature: Annotated[list[float], typer.Option(help="May be repeated.")] = [0.1],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
     epochs: Annotated[int, typer.Option(help="Training epochs.")] = 100,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 3e-4,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Adam's learning rate; by default 3e-3 on digits, which are few, else 3e-4."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 100,
     architecture: Annotated[
         str,
@@ -84,7 +91,7 @@ def vae(
         temperatures=tuple(temperature),
         seeds=seeds,
         epochs=epochs,
-        lr=lr,
+        lr=lr if lr is not None else 3e-3 if dataset == "digits" else 3e-4,
         batch_size=batch_size,
         architecture=architecture,
         decoder=decoder,
@@ -103,7 +110,16 @@ def vae(
     folder, rows = run_sweep(
         config, check_out(out_folder), resume=resume, samples=samples, compute=compute
     )
-    console.out.print(results_table(grouped(rows), f"Discrete VAEs on {dataset}"))
+    groups = grouped(rows)
+    console.out.print(results_table(groups, f"Discrete VAEs on {dataset}"))
+    for group in groups:
+        carried, most = group.mean("kl"), variables * math.log(categories)
+        if carried < USED * most:
+            say(
+                console.out,
+                f"{group.family} at temperature {group.temperature:g}: the code carries {carried:.2g} of {most:.2g} "
+                "nats, so it is not used; try a larger --lr, more --epochs or another --temperature",
+            )
     say(
         console.out,
         f"Records and pictures: {folder.path / 'runs'}; all results: {folder.path / 'results.csv'}",
