@@ -359,6 +359,7 @@ UNBIASED = (
     "disarm",
     "carms",
     "double-control-variate",
+    "rodeo",
     "rebar",
     "relax",
 )
