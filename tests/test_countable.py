@@ -455,3 +455,11 @@ def test_fits_poisson_from_scratch_by_growing() -> None:
     assert parameters.num_coordinates > 4
     kl = kl_divergence(CountableIGR(parameters, 0.3), CountableIGR(prior, 0.3))
     assert 0 < kl < 1e3
+
+
+@pytest.mark.parametrize("given", [torch.zeros(4), (torch.zeros(4),), None, 3])
+def test_what_is_no_parameters_is_said_so(given: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"parameters: expected igr.nn.CountableParameters, or a pair"
+    ):
+        igr.CountableIGR(given, 0.3)  # type: ignore[arg-type]

@@ -294,6 +294,22 @@ def _seeded(case: Case, what: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]
     return f
 
 
+def test_every_form_has_its_temperature() -> None:
+    loc, scale, t = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0.5, 0.7])
+    flow = igr.Planar(torch.ones(3), torch.ones(3), torch.tensor(0.0))
+    for q in (
+        igr.SoftmaxIGR(loc, scale, t),
+        igr.StickBreakingIGR(loc, scale, t),
+        igr.SharpStickBreakingIGR(loc, scale, t),
+        igr.PlanarIGR(loc, scale, t, flow),
+        igr.GumbelSoftmax(t, logits=loc),
+        igr.IGR(loc, scale, igr.SoftmaxPlusPlus(t)),
+    ):
+        assert q.expand((4, 2)).temperature is t
+    closed = igr.Compose([igr.StickBreaking(), igr.VertexInterpolation(0.5), igr.Close()])
+    assert not hasattr(igr.IGR(loc, scale, closed), "temperature")
+
+
 MASKS = torch.tensor(
     [[True, False, True, True], [True, True, True, False], [False, True, False, False]]
 )

@@ -347,6 +347,16 @@ def test_straight_through_returns_the_relaxed_sample_too(make: Any) -> None:
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("straight_through", [False, True])
+def test_sample_of_what_is_no_relaxation(train: bool, straight_through: bool) -> None:
+    q = igr.SoftmaxIGR(torch.zeros(5, 2), torch.ones(5, 2), 0.5)
+    sample = nn.Sample(straight_through=straight_through).train(train)
+    for given in (torch.zeros(3), q.discrete(), torch.distributions.Independent(q, 1)):
+        with pytest.raises(ValueError, match=f"q: expected a relaxation.*{type(given).__name__}"):
+            sample(given)
+
+
 # --- codebooks -----------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +372,9 @@ def test_codebook_looks_up_hard_codes_and_mixes_relaxed_ones(
     hard = torch.nn.functional.one_hot(index, 4).to(dtype)
     assert torch.equal(codebook(hard), codebook.lookup(index))
     assert codebook.lookup(index).shape == (*batch, *variables, 6)
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(codebook.lookup(index.to(kind)), codebook.lookup(index))
+        assert torch.equal(codebook(hard.to(kind)), codebook(hard))
     z = torch.rand(*batch, *variables, 4, dtype=dtype)
     weight = codebook.weight if num_variables is not None else codebook.weight.unsqueeze(0)
     expected = (z.reshape(-1, num_variables or 1, 4, 1) * weight).sum(-2)
@@ -421,6 +434,11 @@ def test_diversity_loss_spreads_the_use() -> None:
         (lambda: nn.Codebook(2, 4, 6)(torch.ones(5, 4)), r"codes: expected shape \(\*, 2, 4\)"),
         (lambda: nn.Codebook(2, 4, 6).lookup(torch.ones(5, 2)), "indices: expected whole numbers"),
         (lambda: nn.Codebook(2, 4, 6).lookup(torch.ones(5).long()), r"indices: expected shape"),
+        (
+            lambda: nn.Codebook(2, 4, 6).lookup(torch.tensor([0, -1])),
+            "indices: expected from 0 to 3",
+        ),
+        (lambda: nn.Codebook(None, 4, 6).lookup(torch.tensor(4)), "indices: expected from 0 to 3"),
         (
             lambda: nn.Codebook(None, 4, 6).usage(torch.ones(5, 3)),
             r"codes: expected shape \(\*, 4\)",

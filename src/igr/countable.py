@@ -297,8 +297,13 @@ class CountableIGR(Relaxation):
             batch = torch.Size()
             self._precision = None
         else:
+            if not isinstance(parameters, (tuple, list)) or len(parameters) != 2:
+                raise ValueError(
+                    "parameters: expected igr.nn.CountableParameters, or a pair of tensors (loc, scale), "
+                    f"got {type(parameters).__name__}"
+                )
             loc, scale = (
-                _as_tensor(name, x) for name, x in zip(("loc", "scale"), parameters, strict=True)
+                _as_tensor(*pair) for pair in zip(("loc", "scale"), parameters, strict=True)
             )
             loc, scale = _checks.broadcast(loc=loc, scale=scale)
             if loc.dim() < 1 or loc.shape[-1] < 1:

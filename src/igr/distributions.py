@@ -728,6 +728,11 @@ class IGR(Relaxation, TransformedDistribution):
         """Which categories are allowed, ``(*batch, K)``; None where all are."""
         return self.transform.allowed
 
+    @property
+    def temperature(self) -> float | Tensor:
+        r""":math:`\tau` of the map; AttributeError where what closes the map has none."""
+        return self.transform.parts[-1].temperature  # type: ignore[attr-defined]
+
     def _cast(self, z: Tensor) -> Tensor:
         return z.to(self.loc.dtype) if self._is_gaussian else z
 
@@ -881,11 +886,6 @@ class SoftmaxIGR(IGR):
     @classmethod
     def _uniform_loc(cls, num_categories: int, scale: float) -> tuple[float, ...]:
         return (scale * uniform_loc(num_categories),) * (num_categories - 1)
-
-    @property
-    def temperature(self) -> float | Tensor:
-        r""":math:`\tau` of (15)."""
-        return self._softmax_plus_plus.temperature
 
     @property
     def delta(self) -> float | Tensor:

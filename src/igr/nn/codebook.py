@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from igr import _checks
 from igr.nn.schedules import whole_number
 
 __all__ = ["Codebook"]
@@ -67,16 +68,26 @@ class Codebook(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Vectors of codes ``(*, num_variables, K)``, weighted where they are relaxed."""
         self._check(codes)
+        if not codes.is_floating_point():  # torch's one_hot
+            codes = codes.to(self.weight.dtype)
         if self.num_variables is None:
             return codes @ self.weight
         return torch.einsum("...nk,nkd->...nd", codes, self.weight)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Vectors of categories given by their numbers, ``(*, num_variables)`` of integers."""
+        """Vectors of categories given by their numbers, ``(*, num_variables)`` of integers.
+
+        Numbers out of range are an error on the CPU; on other devices that would wait for them.
+        """
         if indices.is_floating_point() or indices.dtype == torch.bool:
             raise ValueError(
                 f"indices: expected whole numbers, got {indices.dtype}; codes (*, K) go to the codebook itself"
             )
+        # Index by int64: torch reads bytes as a mask.
+        indices = indices.long()
+        if indices.is_cpu and _checks.values_can_be_read(indices):
+            valid = (indices >= 0) & (indices < self.num_categories)
+            _checks.satisfies("indices", indices, valid, f"from 0 to {self.num_categories - 1}")
         if self.num_variables is None:
             return self.weight[indices]
         if indices.shape[-1:] != (self.num_variables,):

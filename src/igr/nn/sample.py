@@ -38,6 +38,10 @@ class Sample(nn.Module):
 
     def forward(self, q: Relaxation) -> Tensor:
         """Draw from a distribution, or take its mode."""
+        if not isinstance(q, Relaxation):
+            raise ValueError(
+                f"q: expected a relaxation, such as the heads of igr.nn return, got {type(q).__name__}"
+            )
         if self.training:
             return q.straight_through() if self.straight_through else q.rsample()
         if not self.random:
