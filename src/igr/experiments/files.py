@@ -9,8 +9,11 @@ import json
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from igr.experiments.errors import RecordError
 
@@ -52,6 +55,24 @@ def remove_temporary(folder: Path, name: str = "") -> None:
         stale.unlink(missing_ok=True)
 
 
+class Busy(Exception):  # noqa: N818
+    """Another process holds what is needed."""
+
+
+def acquire(path: Path, timeout: float = 0.0) -> AbstractContextManager[Any]:
+    """Take a lock for this process alone; it is released at the end of a ``with`` block.
+
+    Raises:
+        Busy: if another process still has it after so many seconds.
+    """
+    try:
+        return filelock.FileLock(path).acquire(timeout=timeout)
+    except filelock.Timeout:
+        raise Busy(path) from None
+    except OSError as error:
+        raise RecordError(f"cannot lock {path}: {reason(error)}") from error
+
+
 def reason(error: OSError) -> str:
     """What the system says of an error."""
     return error.strerror or str(error)
@@ -83,16 +104,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV; columns in the order of first appearance."""
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Replace a file by a table; columns in the order of first appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
-
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Replace a file by a table."""
-    write_atomically(path, _csv(rows))
+    write_atomically(path, text.getvalue())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -59,13 +58,6 @@ def fail(message: str, code: int = 2) -> NoReturn:
     """End with one line on standard error."""
     print(f"igr: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def nats(mean: float, spread: float = math.nan, *, missing: str = "diverged") -> str:
-    """A mean with its spread, if there is one."""
-    if not math.isfinite(mean):
-        return missing
-    return f"{mean:.2f}" if math.isnan(spread) else f"{mean:.2f} ± {spread:.2f}"
 
 
 @dataclass(frozen=True)

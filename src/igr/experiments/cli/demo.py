@@ -14,7 +14,6 @@ from igr.experiments.cli.console import fail, say
 from igr.experiments.cli.options import Folder, Samples, Threads
 from igr.experiments.cli.training import (
     Group,
-    check_out,
     grouped,
     results_table,
     run_sweep,
@@ -50,7 +49,7 @@ def demo(
         lr=3e-3,
         held_out=200,
     )
-    path = check_out(out_folder)
+    path = out_folder.expanduser()
     start = time.perf_counter()
     resume = is_unfinished_demo(path, config)
     if not resume and (path / DEMO_MARK).exists():

@@ -10,7 +10,6 @@ import typer
 from igr.experiments.cli import console
 from igr.experiments.cli.options import Samples, Threads
 from igr.experiments.cli.training import (
-    check_out,
     evaluate_runs,
     grouped,
     load_data,
@@ -38,7 +37,7 @@ def evaluate(
     check_count("samples", samples)
     if limit is not None:
         check_count("limit", limit)
-    runs = open_runs(check_out(folder))
+    runs = open_runs(folder.expanduser())
     dataset = load_data(runs[0].config.dataset)
     rows = evaluate_runs(runs, dataset, samples, limit)
     console.out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))

@@ -111,14 +111,14 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
         cells = [f"{value:g}" if isinstance(value, float) else str(value) for value in key]
         for measure in ("bound", "released_estimate", "elbo"):
             scores = [result.scores[sweep.scorings[0].name][measure] for sweep, result in members]
-            cells.append(nats(*mean_and_spread(scores), missing="diverged"))
+            cells.append(nats(*mean_and_spread(scores)))
         if held_out:
             scores = [
                 result.scores[sweep.scorings[1].name]["bound"]
                 for sweep, result in members
                 if len(sweep.scorings) > 1
             ]
-            cells.append(nats(*mean_and_spread(scores)))
+            cells.append(nats(*mean_and_spread(scores), missing="–"))
         seconds, _ = mean_and_spread([result.seconds_per_epoch for _, result in members])
         rows.append([*cells, f"{seconds:.3g}"])
     return console.table(columns, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
 from igr.experiments.errors import ConfigError
-from igr.experiments.files import write_atomically
+from igr.experiments.files import write_atomically, write_csv
 from igr.experiments.runs import plots
 from igr.experiments.runs.jobs import Context
 from igr.experiments.runs.progress import board
@@ -104,9 +105,9 @@ def results_table(groups: Sequence[Group], title: str, chosen: Sequence[Group] =
         (
             group.family,
             f"{group.temperature:g}{' *' if group in chosen else ''}",
-            nats(group.mean("bound"), group.spread("bound"), missing="diverged"),
-            nats(group.mean("released_estimate"), missing="diverged"),
-            nats(group.mean("elbo"), missing="diverged"),
+            nats(group.mean("bound"), group.spread("bound")),
+            nats(group.mean("released_estimate")),
+            nats(group.mean("elbo")),
             f"{group.rows[0].seconds:.1f} s",
         )
         for group in groups
@@ -121,11 +122,6 @@ def results_table(groups: Sequence[Group], title: str, chosen: Sequence[Group] =
         caption=caption,
         caption_justify="left",
     )
-
-
-def check_out(path: Path) -> Path:
-    """The folder to write to, as the user sees it."""
-    return path.expanduser()
 
 
 def set_threads(threads: int) -> None:
@@ -196,14 +192,12 @@ def finish_sweep(
     runs = [folder.run(config) for config in folder.config.runs()]
     rows = evaluate_runs(runs, dataset, samples, compute=compute)
     sizes = {config: len(stack) for stack in stacks(folder.config.runs()) for config in stack}
-    rows = [
-        Row(row.run, row.config, row.evaluation, row.held_out, row.seconds / sizes[row.config])
-        for row in rows
-    ]
+    rows = [dataclasses.replace(row, seconds=row.seconds / sizes[row.config]) for row in rows]
     for run in runs:
         plots.draw_run(run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.shape)
     plots.draw_sweep(folder, runs)
-    folder.write_results([row.record() for row in rows])
+    with folder.writing():
+        write_csv(folder.path / "results.csv", [row.record() for row in rows])
     return rows
 
 

@@ -12,7 +12,7 @@ from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import say
 from igr.experiments.cli.options import Compiled, Device, Folder, Samples, Threads, choices, flag
-from igr.experiments.cli.training import check_out, grouped, results_table, run_sweep, set_threads
+from igr.experiments.cli.training import grouped, results_table, run_sweep, set_threads
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.training.compute import Compute, check_compute
@@ -108,7 +108,7 @@ def vae(
     )
     compute = check_compute(Compute(device, compiled))
     folder, rows = run_sweep(
-        config, check_out(out_folder), resume=resume, samples=samples, compute=compute
+        config, out_folder.expanduser(), resume=resume, samples=samples, compute=compute
     )
     groups = grouped(rows)
     console.out.print(results_table(groups, f"Discrete VAEs on {dataset}"))

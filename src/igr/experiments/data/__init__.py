@@ -136,23 +136,13 @@ def load(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise DataError(f"dataset: expected one of {', '.join(sources)}, got {name!r}{hint}")
     source = sources[name]
-    where = _data_folder(name, folder)
     named_by = "IGR_DATA" if folder is None else "folder"
-    files = Files(name, where, _cache_folder(name, cache), download, notify, named_by)
+    parent = os.environ.get("IGR_DATA") if folder is None else folder
+    if cache is None:
+        from platformdirs import user_cache_path
+
+        cache = user_cache_path("igr", appauthor=False)
+    where = Path(parent) / name if parent else None
+    files = Files(name, where, Path(cache) / name, download, notify, named_by)
     train = _to_float(source, source.images("train", files))
     return Dataset(name, source.shape, source.binary, source.citation, train, source, files)
-
-
-def _data_folder(name: str, folder: str | os.PathLike[str] | None) -> Path | None:
-    named = os.environ.get("IGR_DATA") if folder is None else folder
-    if not named:
-        return None
-    return Path(named) / name
-
-
-def _cache_folder(name: str, cache: str | os.PathLike[str] | None) -> Path:
-    if cache is not None:
-        return Path(cache) / name
-    from platformdirs import user_cache_path
-
-    return user_cache_path("igr", appauthor=False) / name

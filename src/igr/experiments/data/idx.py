@@ -9,11 +9,13 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
+
+Kind: TypeAlias = Literal["images", "labels"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Idx(Source):
 
     binary: bool
     citation: str
-    archives: Mapping[tuple[Split, Literal["images", "labels"]], Archive]
+    archives: Mapping[tuple[Split, Kind], Archive]
     num_train: int = 60_000
     num_test: int = 10_000
     shape: tuple[int, int] = (28, 28)
@@ -85,15 +87,18 @@ _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def _idx_archives(
-    base: str, hashes: dict[tuple[Split, Literal["images", "labels"]], tuple[str, str]]
-) -> Mapping[tuple[Split, Literal["images", "labels"]], Archive]:
-    prefix = {"train": "train", "test": "t10k"}
-    suffix = {"images": "idx3", "labels": "idx1"}
-    names = {(s, k): f"{prefix[s]}-{k}-{suffix[k]}-ubyte.gz" for s, k in hashes}
-    return MappingProxyType(
-        {key: Archive(names[key], f"{base}/{names[key]}", *pair) for key, pair in hashes.items()}
-    )
+def _idx_archives(base: str, *hashes: str) -> Mapping[tuple[Split, Kind], Archive]:
+    """The four files at an address, by their hashes: the md5 of each, and the sha256 of its content."""
+    archives: dict[tuple[Split, Kind], Archive] = {}
+    names: list[tuple[Split, Kind, str]] = [
+        ("train", "images", "train-images-idx3-ubyte.gz"),
+        ("train", "labels", "train-labels-idx1-ubyte.gz"),
+        ("test", "images", "t10k-images-idx3-ubyte.gz"),
+        ("test", "labels", "t10k-labels-idx1-ubyte.gz"),
+    ]
+    for (split, kind, name), both in zip(names, hashes, strict=True):
+        archives[split, kind] = Archive(name, f"{base}/{name}", *both.split())
+    return MappingProxyType(archives)
 
 
 MNIST = Idx(
@@ -101,24 +106,10 @@ MNIST = Idx(
     citation="Y. LeCun, C. Cortes and C. J. C. Burges. The MNIST database of handwritten digits. 1998.",
     archives=_idx_archives(
         _MNIST,
-        {
-            ("train", "images"): (
-                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            ),
-            ("train", "labels"): (
-                "d53e105ee54ea40749a09fcbcd1e9432",
-                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            ),
-            ("test", "images"): (
-                "9fb629c4189551a2d022fa330f9573f3",
-                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            ),
-            ("test", "labels"): (
-                "ec29112dd5afa0611ce80d1b7f02629c",
-                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-            ),
-        },
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "d53e105ee54ea40749a09fcbcd1e9432 65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "9fb629c4189551a2d022fa330f9573f3 0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ec29112dd5afa0611ce80d1b7f02629c ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 )
 
@@ -127,23 +118,9 @@ FASHION_MNIST = Idx(
     citation="H. Xiao, K. Rasul and R. Vollgraf. Fashion-MNIST. arXiv:1708.07747, 2017.",
     archives=_idx_archives(
         _FASHION,
-        {
-            ("train", "images"): (
-                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            ),
-            ("train", "labels"): (
-                "25c81989df183df01b3e8a0aad5dffbe",
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            ),
-            ("test", "images"): (
-                "bef4ecab320f06d8554ea6380940ec79",
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            ),
-            ("test", "labels"): (
-                "bb300cfdad3c16e7a12a480ee83cd310",
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-            ),
-        },
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "25c81989df183df01b3e8a0aad5dffbe bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "bef4ecab320f06d8554ea6380940ec79 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "bb300cfdad3c16e7a12a480ee83cd310 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 )

@@ -20,9 +20,9 @@ from typing import Any
 
 from igr.experiments import data
 from igr.experiments.errors import ConfigError
-from igr.experiments.files import make_folder, write_csv, write_json
+from igr.experiments.files import make_folder, remove_temporary, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
-from igr.experiments.runs.jobs import Context, locked, tidy
+from igr.experiments.runs.jobs import Context, locked
 from igr.experiments.runs.records import FORMAT, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
@@ -174,7 +174,7 @@ class Cell:
     def run(self, context: Context) -> None:
         root, path = context.root, self.path(context.root)
         with locked(root, self.name):
-            tidy(path)
+            remove_temporary(path.parent, path.name)
             if path.exists():
                 return
             wait = functools.partial(_waiting, context, self.title)
@@ -289,7 +289,7 @@ def write_tables(root: Path) -> None:
     with locked(root, "tables", wait=lambda: None):
         tables = {"results.csv": run_rows(root), "cells.csv": [*map(cell_row, read_cells(root))]}
         for name, rows in tables.items():
-            tidy(root / name)
+            remove_temporary(root, name)
             if rows:
                 write_csv(root / name, rows)
 

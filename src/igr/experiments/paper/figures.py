@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.distributions import Relaxation
-from igr.experiments.files import make_folder, write_atomically, write_json
+from igr.experiments.files import make_folder, remove_temporary, write_atomically, write_json
 from igr.experiments.paper.specs import (
     Approximation,
     ApproximationFigure,
@@ -28,7 +28,7 @@ from igr.experiments.paper.specs import (
     TableFigure,
     TemperatureFigure,
 )
-from igr.experiments.runs.jobs import Context, locked, tidy
+from igr.experiments.runs.jobs import Context, locked
 from igr.experiments.runs.records import FORMAT, RunFolder, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.streams import stream
@@ -345,7 +345,7 @@ class FigureJob:
         with locked(context.root, self.name):
             path = self.path(context.root)
             make_folder(path.parent)
-            tidy(path)
+            remove_temporary(path.parent, path.name)
             if self.is_done(context.root):
                 return
             unit = self.units / (self.steps * sum(map(len, self.figure.rows)))

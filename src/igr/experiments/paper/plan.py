@@ -124,7 +124,7 @@ class Entry:
         return {
             "label": self.row.label,
             "temperature": f"{record['chosen']['temperature']:g}" if record else "",
-            "ours": nats(*self.ours, missing="diverged") if record else missing,
+            "ours": nats(*self.ours) if record else missing,
             "released": nats(*self.numbers("released_estimate"), missing=""),
             "paper": nats(*self.paper) if self.paper else "",
             "difference": number(self.difference, "+.2f"),

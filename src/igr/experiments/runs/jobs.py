@@ -14,16 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import filelock
-
-from igr.experiments.errors import RecordError
+from igr.experiments.files import Busy, acquire, make_folder
 from igr.experiments.runs.progress import Reporter
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute
-
-
-class Busy(Exception):  # noqa: N818
-    """Another process holds what is needed."""
 
 
 @dataclass
@@ -73,30 +67,18 @@ def locked(root: Path, name: str, *, wait: Callable[[], object] | None = None) -
         Busy: if another process holds it, unless `wait` is given: that is then called until it is free.
     """
     path = root / "locks" / f"{name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        while True:
-            try:
-                lock.acquire(blocking=False)
-                break
-            except filelock.Timeout:
-                if wait is None:
-                    raise Busy(name) from None
-                wait()
-                time.sleep(0.2)
-    except OSError as error:
-        raise RecordError(f"cannot lock {path}: {error.strerror or error}") from error
-    try:
+    make_folder(path.parent)
+    while True:
+        try:
+            lock = acquire(path)
+            break
+        except Busy:
+            if wait is None:
+                raise
+            wait()
+            time.sleep(0.2)
+    with lock:
         yield
-    finally:
-        lock.release()
-
-
-def tidy(path: Path) -> None:
-    """Remove temporary files that a killed process left beside `path`, whose lock this process holds."""
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-        stale.unlink(missing_ok=True)
 
 
 def work(jobs: Sequence[Job], context: Context, *, pause: float = 0.5) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from functools import singledispatch
 
 import matplotlib
 import numpy as np
@@ -98,29 +97,22 @@ def _curves(runs: Sequence[RunFolder]) -> Figure:
 @torch.no_grad()
 def draw_run(
     folder: RunFolder, model: StackedModel, images: Tensor, shape: tuple[int, int]
-) -> list[str]:
-    """Write a run's pictures and return their names: what the model makes of test images, training curve."""
+) -> None:
+    """Write a run's pictures: what the model makes of test images, and its training curve."""
     config = folder.config
     title = f"{config.family}, temperature {config.temperature:g}"
-    pictures = {
-        **_pictures(model, images, shape, title, config.seed),
-        "curve.png": _curves([folder]),
-    }
+    if isinstance(model, StackedVAE):
+        pictures = _vae_pictures(model, images, shape, title, config.seed)
+    elif isinstance(model, StackedSOP):
+        pictures = _sop_pictures(model, images, shape, title, config.seed)
+    else:
+        raise TypeError(f"model: expected one that can be drawn, got {type(model).__name__}")
+    pictures["curve.png"] = _curves([folder])
     for name, figure in pictures.items():
         write_atomically(folder.path / name, _png(figure))
-    return list(pictures)
 
 
-@singledispatch
-def _pictures(
-    model: StackedModel, images: Tensor, shape: tuple[int, int], title: str, seed: int
-) -> dict[str, Figure]:
-    """What a model makes of test images."""
-    raise TypeError(f"model: expected one that can be drawn, got {type(model).__name__}")
-
-
-@_pictures.register
-def _(
+def _vae_pictures(
     model: StackedVAE, images: Tensor, shape: tuple[int, int], title: str, seed: int
 ) -> dict[str, Figure]:
     """Reconstructions and samples from the prior."""
@@ -147,8 +139,7 @@ def _(
     }
 
 
-@_pictures.register
-def _(
+def _sop_pictures(
     model: StackedSOP, images: Tensor, shape: tuple[int, int], title: str, seed: int
 ) -> dict[str, Figure]:
     """Lower halves drawn for the upper ones."""
@@ -162,7 +153,7 @@ def _(
     return {"predictions.png": _picture(rows, f"{title}: test images, lower halves drawn", labels)}
 
 
-def draw_sweep(folder: SweepFolder, runs: Sequence[RunFolder]) -> str:
-    """Write the training curves of all runs into one picture and return its name."""
-    folder.write_picture("curves.png", _png(_curves(runs)))
-    return "curves.png"
+def draw_sweep(folder: SweepFolder, runs: Sequence[RunFolder]) -> None:
+    """Write the training curves of all runs into one picture."""
+    with folder.writing():
+        write_atomically(folder.path / "curves.png", _png(_curves(runs)))

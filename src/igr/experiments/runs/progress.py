@@ -77,7 +77,6 @@ class Reporter(Protocol):
 @dataclass
 class _Part:
     total: float
-    number: int
     done: float = 0.0
     skipped: float = 0.0
     note: str = ""
@@ -88,6 +87,10 @@ class _Part:
     @property
     def left(self) -> float:
         return 0.0 if self.finished else max(0.0, self.total - self.done - self.skipped)
+
+    @property
+    def fraction(self) -> float:
+        return 1 - self.left / self.total if self.total else 1.0
 
 
 class Board:
@@ -114,7 +117,7 @@ class Board:
         self.console, self.progress, self.clock = console, progress, clock
         self.workers = workers
         self.every = 0.2 if progress else every
-        self.parts = {title: _Part(units, i + 1) for i, (title, units) in enumerate(parts.items())}
+        self.parts = {title: _Part(units) for title, units in parts.items()}
         self.shown = clock()
         self.started: float | None = None
         # Seconds of work after which what was measured counts as much as what was expected.
@@ -128,19 +131,19 @@ class Board:
         self.started = self.started or mine.started
         if self.progress is not None and mine.bar is None:
             mine.bar = self.progress.add_task("", parts=[(0, part)])
-        self._show(now=False)
+        self._show()
 
     def note(self, part: str, text: str) -> None:
         self.parts[part].note = text
-        self._show(now=False)
+        self._show()
 
     def advance(self, part: str, units: float) -> None:
         self.parts[part].done += units
-        self._show(now=False)
+        self._show()
 
     def skip(self, part: str, units: float) -> None:
         self.parts[part].skipped += units
-        self._show(now=False)
+        self._show()
 
     def finish(self, part: str) -> None:
         mine = self.parts[part]
@@ -148,7 +151,7 @@ class Board:
         if self.progress is not None and mine.bar is not None:
             self.progress.remove_task(mine.bar)
             mine.bar = None
-        self._show(now=False)
+        self._show()
 
     def say(self, text: str) -> None:
         """Print a line above what is shown."""
@@ -186,8 +189,8 @@ class Board:
         ]
         return "; ".join([text, *going])
 
-    def _show(self, *, now: bool) -> None:
-        if not now and self.clock() - self.shown < self.every:
+    def _show(self) -> None:
+        if self.clock() - self.shown < self.every:
             return
         self.shown = self.clock()
         if self.progress is None:
@@ -199,8 +202,7 @@ class Board:
             self._update(self.bar, "in all", count, self.fraction, self.left)
         for title, part in self.parts.items():
             if part.bar is not None:
-                fraction = 1 - part.left / part.total if part.total else 1.0
-                self._update(part.bar, title, part.note, fraction, self.left_of(title))
+                self._update(part.bar, title, part.note, part.fraction, self.left_of(title))
 
     def _update(self, bar: TaskID, title: str, note: str, fraction: float, left: float) -> None:
         if self.progress is not None:

@@ -32,15 +32,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import igr
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import (
+    Busy,
+    acquire,
     make_folder,
     read_json,
     reason,
@@ -81,10 +83,9 @@ def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any
         raise RecordError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        return load_file(path)
     except OSError as error:
         raise RecordError(f"cannot read {path}: {reason(error)}") from error
     except SafetensorError as error:
@@ -149,11 +150,7 @@ class RunFolder:
         """The trained parameters."""
         if not self.finished:
             raise RecordError(f"{self.path} is not finished: go on with --resume first")
-        return _read_tensors(self.path / "weights.safetensors")[0]
-
-    def write_evaluation(self, name: str, values: dict[str, Any]) -> None:
-        """Save an evaluation as ``NAME.json``."""
-        write_json(self.path / f"{name}.json", values)
+        return _read_tensors(self.path / "weights.safetensors")
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """The evaluation of that name, if there is one."""
@@ -182,11 +179,8 @@ class SweepFolder:
             settings = path / "config.json"
             occupied = any(p.name != _LOCK for p in path.iterdir())
             if occupied and not resume:
-                what = (
-                    "holds a sweep: go on with it by --resume"
-                    if settings.exists()
-                    else "is not empty"
-                )
+                begun = settings.exists()
+                what = "holds a sweep: go on with it by --resume" if begun else "is not empty"
                 raise RecordError(f"folder {path} {what}, or choose another --out")
             if occupied and not settings.exists():
                 raise RecordError(f"folder {path} holds no sweep to resume; choose another --out")
@@ -204,15 +198,12 @@ class SweepFolder:
     def writing(self) -> Iterator[None]:
         """Take the files that all runs share for this process alone, if need be waiting until they are free."""
         try:
-            with filelock.FileLock(self.path / _LOCK, timeout=60):
-                remove_temporary(self.path)
-                yield
-        except filelock.Timeout as error:
-            raise RecordError(
-                f"another process has held {self.path / _LOCK} for a minute"
-            ) from error
-        except OSError as error:
-            raise RecordError(f"cannot lock {self.path / _LOCK}: {reason(error)}") from error
+            lock = acquire(self.path / _LOCK, timeout=60)
+        except Busy as error:
+            raise RecordError(f"another process has held {error} for a minute") from None
+        with lock:
+            remove_temporary(self.path)
+            yield
 
     @property
     def config(self) -> SweepConfig:
@@ -231,30 +222,15 @@ class SweepFolder:
             RecordError: if another process has it.
         """
         stack = Stack(self, runs)
-        lock = filelock.FileLock(stack.path.with_suffix(".lock"), blocking=False)
         try:
-            lock.acquire()
-        except filelock.Timeout as error:
+            lock = acquire(stack.path.with_suffix(".lock"))
+        except Busy:
             raise RecordError(
                 f"another process is training {stack.path.stem} in {self.path}"
-            ) from error
-        except OSError as error:
-            raise RecordError(f"cannot lock {lock.lock_file}: {reason(error)}") from error
-        try:
+            ) from None
+        with lock:
             stack.tidy()
             yield stack
-        finally:
-            lock.release()
-
-    def write_results(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Replace ``results.csv``."""
-        with self.writing():
-            write_csv(self.path / "results.csv", rows)
-
-    def write_picture(self, name: str, png: bytes) -> None:
-        """Replace a picture of the whole sweep."""
-        with self.writing():
-            write_atomically(self.path / name, png)
 
     def remove(self, *others: str) -> None:
         """Delete the sweep's records and the files named, and nothing else that may lie in the folder."""
@@ -298,7 +274,7 @@ class Stack:
         """The last saved state, if there is one."""
         if not self.path.exists():
             return None
-        state, _ = _read_tensors(self.path)
+        state = _read_tensors(self.path)
         if any(".estimator.0." in name for name in state):  # 0.1: an estimator for each run
             raise RecordError(
                 f"{self.path}: written by another version of igr; delete it to start again"

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from igr.experiments import data
 from igr.experiments.errors import ConfigError
-from igr.experiments.files import read_json
-from igr.experiments.runs.jobs import Context, locked, tidy
+from igr.experiments.files import read_json, write_json
+from igr.experiments.runs.jobs import Context, locked
 from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.train import load_model, select_runs, train_stack
@@ -209,10 +209,10 @@ def score(
 
     model = load_model(run, images.shape[-1], context.compute.device)
     seed = run.config.seed
-    found = evaluation.evaluate(
-        model, images, samples=samples, seed=seed, advance=advance
-    ).to_dict()
-    run.write_evaluation(name, found)
+    found = dataclasses.asdict(
+        evaluation.evaluate(model, images, samples=samples, seed=seed, advance=advance)
+    )
+    write_json(run.path / f"{name}.json", found)
     return found
 
 
@@ -281,7 +281,6 @@ class Sweep:
             return
         with locked(context.root, self.name, wait=wait):
             folder = self.folder(context.root)
-            tidy(folder.path / "config.json")
             images, _ = split_images(self.config)
             folder = SweepFolder.open(folder.path, self.config, resume=True)
             training, scoring = expected(self.config, self.scorings)
@@ -427,7 +426,7 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
     return statistics.fmean(numbers), spread
 
 
-def nats(mean: float, spread: float = math.nan, *, missing: str = "–") -> str:
+def nats(mean: float, spread: float = math.nan, *, missing: str = "diverged") -> str:
     """A mean with its spread, if there is one."""
     if not math.isfinite(mean):
         return missing

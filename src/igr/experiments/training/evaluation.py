@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -45,10 +43,6 @@ class Evaluation:
     samples: int
     images: int
     seconds: float
-
-    def to_dict(self) -> dict[str, float]:
-        """As JSON has it."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def draw_categories(log_probs: Tensor, num_samples: int, generator: torch.Genera
     return invert(cumulative(log_probs), uniform)
 
 
-@singledispatch
+@torch.no_grad()
 def score_images(
     model: StackedModel,
     images: Tensor,
@@ -103,26 +97,22 @@ def score_images(
     first: int = 0,
     kl_samples: int = 10,
 ) -> ImageScores:
-    """Scores of images ``(n, D)``, the first of them number `first`, by a stack of one, as its kind of model has it."""
+    """Scores of images ``(n, D)`` by a stack of one; image i draws from ``seed`` and ``first + i`` alone."""
+    if isinstance(model, StackedVAE):
+        return _score_vae(model, images, samples, seed, first, kl_samples)
+    if isinstance(model, StackedSOP):
+        return _score_sop(model, images, samples, seed, first)
     raise TypeError(f"model: expected one that can be scored, got {type(model).__name__}")
 
 
-@score_images.register
-@torch.no_grad()
-def _(
-    model: StackedVAE,
-    images: Tensor,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    first: int = 0,
-    kl_samples: int = 10,
+def _score_vae(
+    model: StackedVAE, images: Tensor, samples: int, seed: int, first: int, kl_samples: int
 ) -> ImageScores:
-    r"""Bounds on log p(x) for images ``(n, D)`` by a stack of one, its latent variables discrete.
+    r"""Bounds on log p(x), the latent variables discrete.
 
     The bound is that of Burda et al. with samples of the recovered categorical :math:`\hat q` and the uniform prior,
     :math:`\log \frac 1 m \sum_i p(x|z_i) K^{-N} / \hat q(z_i|x)`: a bound however far :math:`\hat q` is from the
-    posterior that training saw. Image i draws from the stream of ``seed`` and ``first + i`` alone.
+    posterior that training saw.
 
     Differs from the released code: see `igr.released_estimate` and erratum E6.
     """
@@ -172,21 +162,12 @@ def _(
     )
 
 
-@score_images.register
-@torch.no_grad()
-def _(
-    model: StackedSOP,
-    images: Tensor,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    first: int = 0,
-    kl_samples: int = 0,
+def _score_sop(
+    model: StackedSOP, images: Tensor, samples: int, seed: int, first: int
 ) -> ImageScores:
-    r""":math:`\log \frac 1 m \sum_i p(x_{\text{lower}} \mid h^{(i)})`, both layers drawn hard, by a stack of one.
+    r""":math:`\log \frac 1 m \sum_i p(x_{\text{lower}} \mid h^{(i)})`, both layers drawn hard.
 
-    There is no posterior, so bound and released estimate are the same, and the mean of log p stands for the ELBO. Image
-    i draws from the stream of ``seed`` and ``first + i`` alone.
+    There is no posterior, so bound and released estimate are the same, and the mean of log p stands for the ELBO.
     """
     log_likelihood = images.new_empty(len(images), samples)
     for i, x in enumerate(images):
@@ -199,13 +180,7 @@ def _(
             log_likelihood[i, start : start + count] = found.squeeze(0)
     bound = log_likelihood.logsumexp(1) - math.log(samples)
     zero = torch.zeros_like(bound)
-    return ImageScores(
-        bound=bound,
-        released_estimate=bound,
-        elbo=log_likelihood.mean(1),
-        kl=zero,
-        relaxed_kl=zero,
-    )
+    return ImageScores(bound, bound, log_likelihood.mean(1), kl=zero, relaxed_kl=zero)
 
 
 def evaluate(
@@ -221,14 +196,13 @@ def evaluate(
     scores: list[Tensor] = []
     for first in range(0, len(images), 100):
         some = images[first : first + 100].to(model.temperatures.device)
-        part = score_images(model, some, samples=samples, seed=seed, first=first)
-        names = ("bound", "released_estimate", "elbo", "kl", "relaxed_kl")
-        scores.append(torch.stack([getattr(part, name) for name in names]).double().cpu())
+        part = vars(score_images(model, some, samples=samples, seed=seed, first=first))
+        scores.append(torch.stack(list(part.values())).double().cpu())
         advance(scores[-1].shape[1])
     every = torch.cat(scores, dim=1)
     error = every[0].std().item() / math.sqrt(len(images)) if len(images) > 1 else math.nan
     return Evaluation(
-        **dict(zip(names, every.mean(1).tolist(), strict=True)),
+        **dict(zip(part, every.mean(1).tolist(), strict=True)),
         bound_error=error,
         samples=samples,
         images=len(images),
