@@ -575,7 +575,7 @@ def test_a_table_leaves_out_columns_and_cuts_no_number(
 def test_streams_of_other_encodings_get_what_they_can_write(encoding: str) -> None:
     code = (
         "from igr.experiments.cli import console; console.prepare()\n"
-        "console.say(console.out, '1.00 ± 0.10 – “a” ☃')"
+        "console.say('1.00 ± 0.10 – “a” ☃')"
     )
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -89,10 +89,10 @@ def _group() -> Any:
         ] = False,
     ) -> None:
         if version:
-            say(console.out, f"igr {igr.__version__}")
+            say(f"igr {igr.__version__}")
             raise typer.Exit
         if context.invoked_subcommand is None:
-            say(console.out, context.get_help())
+            say(context.get_help())
 
     group: Any = typer.main.get_command(app)
     for name, text in COMMANDS.items():

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from igr.experiments.cli import console
 from igr.experiments.cli.console import say
+from igr.experiments.cli.options import option
 from igr.experiments.paper import results
 from igr.experiments.paper.plan import check_root
 
@@ -20,9 +20,9 @@ EXAMPLES = (
 
 def collect(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --scale full --out` wrote.")],
-    into: Annotated[Path, typer.Option(help="Folder of results, such as results/ in a clone.")],
+    into: Annotated[Path, option("Folder of results, such as results/ in a clone.")],
 ) -> None:
     root = folder.expanduser()
     check_root(root)
     files = results.collect(root, into.expanduser())
-    say(console.out, f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")
+    say(f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")

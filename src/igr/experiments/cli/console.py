@@ -49,9 +49,9 @@ def prepare() -> None:
             stream.reconfigure(errors="igr")
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is: not wrapped, nothing in it read as markup."""
-    console.print(text, soft_wrap=True, markup=False)
+def say(text: str, to: Console | None = None) -> None:
+    """Print a line to `out`, or elsewhere, as it is: not wrapped, nothing in it read as markup."""
+    (to or out).print(text, soft_wrap=True, markup=False)
 
 
 def fail(message: str, code: int = 2) -> NoReturn:

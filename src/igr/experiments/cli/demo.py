@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail, say
-from igr.experiments.cli.options import Folder, Samples, Threads
+from igr.experiments.cli.options import Epochs, Folder, Samples, Threads, option
 from igr.experiments.cli.training import (
     Group,
     grouped,
@@ -34,8 +32,8 @@ EXAMPLES = (
 
 def demo(
     out_folder: Folder = Path("igr-demo"),
-    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 200,
-    seeds: Annotated[int, typer.Option(help="Seeds of each family and temperature.")] = 3,
+    epochs: Epochs = 200,
+    seeds: Annotated[int, option("Seeds of each family and temperature.")] = 3,
     samples: Samples = 1000,
     threads: Threads = 1,
 ) -> None:
@@ -70,20 +68,18 @@ def demo(
             chosen,
         )
     )
-    say(console.out, "* the temperature with the best bound on held-out training images\n")
-    say(console.out, verdict(*chosen))
+    say("* the temperature with the best bound on held-out training images\n")
+    say(verdict(*chosen))
     best = max(chosen, key=lambda g: g.mean("bound"))
     pictures = best.rows[0].run.path
-    say(console.out, "\nPictures:")
+    say("\nPictures:")
     say(
-        console.out,
-        f"  {pictures / 'reconstructions.png'}   test images and what the discrete code keeps of them",
+        f"  {pictures / 'reconstructions.png'}   test images and what the discrete code keeps of them"
     )
-    say(console.out, f"  {pictures / 'samples.png'}   new digits, decoded from random codes")
-    say(console.out, f"  {folder.path / 'curves.png'}   training curves of all {len(rows)} runs")
+    say(f"  {pictures / 'samples.png'}   new digits, decoded from random codes")
+    say(f"  {folder.path / 'curves.png'}   training curves of all {len(rows)} runs")
     say(
-        console.out,
-        f"All records: {folder.path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all.",
+        f"All records: {folder.path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all."
     )
 
 

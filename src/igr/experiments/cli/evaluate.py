@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from igr.experiments.cli import console
-from igr.experiments.cli.options import Samples, Threads
+from igr.experiments.cli.options import Samples, Threads, option
 from igr.experiments.cli.training import (
     evaluate_runs,
     grouped,
@@ -30,7 +30,7 @@ def evaluate(
         Path, typer.Argument(help="What `igr vae --out` wrote, or the folder of one run in it.")
     ],
     samples: Samples = 1000,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many test images.")] = None,
+    limit: Annotated[int | None, option("Only the first so many test images.")] = None,
     threads: Threads = 0,
 ) -> None:
     set_threads(threads)

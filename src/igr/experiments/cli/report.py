@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from igr.experiments.cli import console
 from igr.experiments.cli.console import say
+from igr.experiments.cli.options import option
 from igr.experiments.paper import report as page
 
 EXAMPLES = (
@@ -20,10 +20,10 @@ EXAMPLES = (
 def report(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --out` wrote.")],
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="The page; by default report.html in the folder.")
+        Path | None, option("The page; by default report.html in the folder.", name="--out")
     ] = None,
 ) -> None:
     root = folder.expanduser()
     path = (out_file or root / "report.html").expanduser()
     size = page.write(root, path)
-    say(console.out, f"{path} ({size / 1e6:.1f} MB, needs no network)")
+    say(f"{path} ({size / 1e6:.1f} MB, needs no network)")

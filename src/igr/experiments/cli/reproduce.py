@@ -9,18 +9,10 @@ from typing import Annotated
 
 import typer
 
-from igr.experiments.cli import console
+from igr.experiments.cli import console, options
 from igr.experiments.cli.console import Column, say
 from igr.experiments.cli.jobs import run_jobs
-from igr.experiments.cli.options import (
-    Compiled,
-    Device,
-    Engine,
-    RayAddress,
-    Workers,
-    choices,
-    flag,
-)
+from igr.experiments.cli.options import flag, option
 from igr.experiments.paper import plan as plans
 from igr.experiments.paper import results
 from igr.experiments.paper.cells import read_cells, write_tables
@@ -43,55 +35,41 @@ def reproduce(
     ],
     scale: Annotated[
         str,
-        typer.Option(
-            metavar=choices(SCALES),
-            help="smoke: a minute or two for all; short: half an hour; full: as published.",
-        ),
+        option("smoke: a minute or two for all; short: half an hour; full: as published.", SCALES),
     ] = "short",
-    row: Annotated[
-        list[str], typer.Option(help="Only this row, such as igr-i; may be repeated.")
-    ] = [],  # noqa: B006
-    dataset: Annotated[
-        list[str],
-        typer.Option(metavar=choices(COLUMNS), help="Only this data set; may be repeated."),
-    ] = [],  # noqa: B006
+    row: Annotated[list[str], option("Only this row, such as igr-i; may be repeated.")] = [],  # noqa: B006
+    dataset: Annotated[list[str], option("Only this data set; may be repeated.", COLUMNS)] = [],  # noqa: B006
     temperature: Annotated[
-        list[float],
-        typer.Option(help="To choose from, instead of the scale's; a single one is simply used."),
+        list[float], option("To choose from, instead of the scale's; a single one is simply used.")
     ] = [],  # noqa: B006
-    lr: Annotated[list[float], typer.Option(help="Learning rates, likewise.")] = [],  # noqa: B006
-    seeds: Annotated[int | None, typer.Option(help="Runs at the chosen temperature.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Training epochs.")] = None,
+    lr: Annotated[list[float], option("Learning rates, likewise.")] = [],  # noqa: B006
+    seeds: Annotated[int | None, option("Runs at the chosen temperature.")] = None,
+    epochs: Annotated[int | None, option("Training epochs.")] = None,
     train_images: Annotated[
-        int | None, typer.Option(help="The first so many training images; 0: all.")
+        int | None, option("The first so many training images; 0: all.")
     ] = None,
-    test_images: Annotated[
-        int | None, typer.Option(help="The first so many test images; 0: all.")
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples m of the reported bound.")] = None,
+    test_images: Annotated[int | None, option("The first so many test images; 0: all.")] = None,
+    samples: Annotated[int | None, option("Samples m of the reported bound.")] = None,
     choose: Annotated[
         str | None,
-        typer.Option(
-            metavar=choices(CHOICES),
-            help="halving (at full scale): compare candidates after a tenth and three tenths of the epochs, and go on"
+        option(
+            "halving (at full scale): compare candidates after a tenth and three tenths of the epochs, and go on"
             " with the better; all: train all to the end; both: the latter, scored as the former would.",
+            CHOICES,
         ),
     ] = None,
-    out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder of records; what is in it is not run again.")
-    ] = Path("igr-reproduce"),
+    out_folder: options.Records = Path("igr-reproduce"),
     again: Annotated[
-        bool,
-        flag("--again", "Run anew what is in the folder or comes with the package."),
+        bool, flag("--again", "Run anew what is in the folder or comes with the package.")
     ] = False,
-    engine: Engine = "local",
-    ray_address: RayAddress = None,
-    workers: Workers = 0,
-    device: Device = "cpu",
-    compiled: Compiled = None,
+    engine: options.Engine = "local",
+    ray_address: options.RayAddress = None,
+    workers: options.Workers = 0,
+    device: options.Device = "cpu",
+    compiled: options.Compiled = None,
 ) -> None:
     start = time.monotonic()
-    options = Options(
+    wishes = Options(
         rows=tuple(row),
         datasets=tuple(dataset),
         temperatures=tuple(temperature),
@@ -103,7 +81,7 @@ def reproduce(
         samples=samples,
         choose=choose,
     )
-    plan = plans.make_plan(what, scale, options)
+    plan = plans.make_plan(what, scale, wishes)
     root = out_folder.expanduser()
     read_cells(root)  # records of another version are found now, not after the work
     if scale == "smoke" and not workers:
@@ -128,9 +106,8 @@ def reproduce(
     pictures = plans.draw_figures(root, plan.figures, plan.scale, entries)
     for name, paths in pictures.items():
         _figure(name, paths, root, plan)
-    say(console.out, f"Scale {scale}: {SCALES[scale].description}.")
+    say(f"Scale {scale}: {SCALES[scale].description}.")
     say(
-        console.out,
         f"Records: {root} (cells.csv and results.csv open in pandas); one page of everything:"
         f" igr report {root}; {duration(time.monotonic() - start)} in all.",
     )
@@ -166,23 +143,19 @@ def _seeds(entries: Sequence[Entry]) -> str:
 
 def _footnotes(entries: Sequence[Entry]) -> None:
     say(
-        console.out,
-        f"  Nats per image, higher is better; t: temperature; ± standard deviation, {_seeds(entries)}.",
+        f"  Nats per image, higher is better; t: temperature; ± standard deviation, {_seeds(entries)}."
     )
     for entry in entries:
         if entry.problem is not None:
-            say(
-                console.out,
-                f"  {entry.row.label}, {entry.column.label}: not available: {entry.problem}",
-            )
+            say(f"  {entry.row.label}, {entry.column.label}: not available: {entry.problem}")
     for key in errata_of(entries):
-        say(console.out, f"  {key}: {ERRATA[key]}")
+        say(f"  {key}: {ERRATA[key]}")
     made = {
         (e.record["versions"].get("date"), e.record["versions"]["igr"]) for e in entries if e.record
     }
     for date, version in sorted(made, key=str):
-        say(console.out, f"  Run on {date or 'an unknown day'} with igr {version}.")
-    say(console.out, "")
+        say(f"  Run on {date or 'an unknown day'} with igr {version}.")
+    say("")
 
 
 def _timings(entries: Sequence[Entry]) -> None:
@@ -191,14 +164,11 @@ def _timings(entries: Sequence[Entry]) -> None:
             f"{entry.row.label} {entry.numbers('seconds_per_epoch')[0]:.3g} s ({timing.ratio(entry):.2f} x GS)"
             for entry in timing.entries
         )
-        say(
-            console.out,
-            f"Seconds per epoch and run, {timing.table.name}, {timing.column.label}: {times}",
-        )
+        say(f"Seconds per epoch and run, {timing.table.name}, {timing.column.label}: {times}")
 
 
 def _figure(name: str, paths: Sequence[Path], root: Path, plan: plans.Plan) -> None:
     files = ", ".join(map(str, paths)) or "nothing to draw: none of its runs is there"
-    say(console.out, f"{name}: {files}")
+    say(f"{name}: {files}")
     for line in plans.figure_lines(name, root, plan.scale):
-        say(console.out, f"  {line}")
+        say(f"  {line}")

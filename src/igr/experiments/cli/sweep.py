@@ -13,7 +13,15 @@ from rich.table import Table as Grid
 from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
 from igr.experiments.cli.jobs import run_jobs
-from igr.experiments.cli.options import Compiled, Device, Engine, RayAddress, Workers
+from igr.experiments.cli.options import (
+    Compiled,
+    Device,
+    Engine,
+    RayAddress,
+    Records,
+    Workers,
+    option,
+)
 from igr.experiments.errors import ConfigError
 from igr.experiments.paper.cells import write_tables
 from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread, nats
@@ -34,11 +42,9 @@ def sweep(
             " temperature=0.1,0.5 dataset=digits lr=1e-3 epochs=50 seeds=3."
         ),
     ],
-    samples: Annotated[int, typer.Option(help="Samples m of the bound.")] = 1000,
-    test_images: Annotated[int, typer.Option(help="The first so many test images; 0: all.")] = 0,
-    out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder of records; what is in it is not run again.")
-    ] = Path("igr-sweep"),
+    samples: Annotated[int, option("Samples m of the bound.")] = 1000,
+    test_images: Annotated[int, option("The first so many test images; 0: all.")] = 0,
+    out_folder: Records = Path("igr-sweep"),
     engine: Engine = "local",
     ray_address: RayAddress = None,
     workers: Workers = 1,
@@ -50,10 +56,7 @@ def sweep(
     run_jobs(sweeps, root, engine, ray_address, workers, Compute(device, compiled))
     write_tables(root)
     console.out.print(_grid_table(sweeps, root))
-    say(
-        console.out,
-        f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}",
-    )
+    say(f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}")
 
 
 def _values(settings: Sequence[str]) -> dict[str, list[Any]]:

@@ -154,10 +154,8 @@ def train_sweep(folder: SweepFolder, dataset: data.Dataset, compute: Compute) ->
 def say_whether_compiled(compute: Compute, seconds: float) -> None:
     """Say that steps will be compiled, where that was left to how long a training takes."""
     if compute.compiled is None and compute.compiles(seconds):
-        say(
-            console.notes,
-            "igr: training steps are compiled, which takes a while at first (or: --no-compile)",
-        )
+        text = "training steps are compiled, which takes a while at first (or: --no-compile)"
+        say(f"igr: {text}", console.notes)
 
 
 def evaluate_runs(
@@ -223,7 +221,7 @@ def run_sweep(
 
 def load_data(name: str) -> data.Dataset:
     """A data set; says so where that takes long."""
-    return data.load(name, notify=lambda text: say(console.notes, text))
+    return data.load(name, notify=lambda text: say(text, console.notes))
 
 
 def check_data(config: SweepConfig, dataset: data.Dataset) -> None:

@@ -6,12 +6,19 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import say
-from igr.experiments.cli.options import Compiled, Device, Folder, Samples, Threads, choices, flag
+from igr.experiments.cli.options import (
+    Compiled,
+    Device,
+    Epochs,
+    Folder,
+    Samples,
+    Threads,
+    flag,
+    option,
+)
 from igr.experiments.cli.training import grouped, results_table, run_sweep, set_threads
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
@@ -23,7 +30,7 @@ _FAMILIES = (
     "May be repeated. gs: Gumbel-Softmax; igr-i: Gaussian noise and softmax++; igr-planar: with planar flows; igr-sb:"
     " stick-breaking; igr-sb-sharp: the same, mended."
 )
-Families = Annotated[list[str], typer.Option(metavar=choices(FAMILIES), help=_FAMILIES)]
+Families = Annotated[list[str], option(_FAMILIES, FAMILIES)]
 USED = 0.02  # a code that carries less of what it could is not used: every reconstruction is about the same
 EXAMPLES = (
     "igr vae --dataset mnist --family igr-i --family gs --temperature 0.1 --temperature 0.5 --out runs/mnist",
@@ -32,51 +39,39 @@ EXAMPLES = (
 
 
 def vae(
-    dataset: Annotated[
-        str, typer.Option(metavar=choices(data.SOURCES), help="What to train on.")
-    ] = "digits",
+    dataset: Annotated[str, option("What to train on.", data.SOURCES)] = "digits",
     family: Families = ["igr-i"],  # noqa: B006
-    temperature: Annotated[list[float], typer.Option(help="May be repeated.")] = [0.1],  # noqa: B006
-    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
-    epochs: Annotated[int, typer.Option(help="Training epochs.")] = 100,
+    temperature: Annotated[list[float], option("May be repeated.")] = [0.1],  # noqa: B006
+    seeds: Annotated[int, option("Number of seeds: 0, 1, ...")] = 1,
+    epochs: Epochs = 100,
     lr: Annotated[
         float | None,
-        typer.Option(
-            help="Adam's learning rate; by default 3e-3 on digits, which are few, else 3e-4."
-        ),
+        option("Adam's learning rate; by default 3e-3 on digits, which are few, else 3e-4."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images in a step.")] = 100,
+    batch_size: Annotated[int, option("Images in a step.")] = 100,
     architecture: Annotated[
         str,
-        typer.Option(
-            metavar=choices(ARCHITECTURES),
-            help="Affine maps, two hidden layers, or structured output prediction.",
-        ),
+        option("Affine maps, two hidden layers, or structured output prediction.", ARCHITECTURES),
     ] = "linear",
-    decoder: Annotated[
-        str, typer.Option(metavar=choices(LIKELIHOODS), help="What its outputs mean.")
-    ] = "bernoulli",
+    decoder: Annotated[str, option("What its outputs mean.", LIKELIHOODS)] = "bernoulli",
     estimator: Annotated[
         str,
-        typer.Option(
-            help=f"Of the gradient: {', '.join(RELAXED)} of the relaxed model, or of the discrete one"
-            f" {', '.join(ESTIMATORS)}.",
+        option(
+            f"Of the gradient: {', '.join(RELAXED)} of the relaxed model, or of the discrete one"
+            f" {', '.join(ESTIMATORS)}."
         ),
     ] = "pathwise",
     estimator_temperature: Annotated[
-        float | None,
-        typer.Option(help=f"Its own, of {', '.join(OWN_TEMPERATURE)}; 1 by default."),
+        float | None, option(f"Its own, of {', '.join(OWN_TEMPERATURE)}; 1 by default.")
     ] = None,
-    num_samples: Annotated[int, typer.Option(help="Samples S of each image in a step.")] = 1,
-    lr_decay: Annotated[float, typer.Option(help="Divide lr by 1 + this x steps done.")] = 0.0,
-    lr_min: Annotated[float, typer.Option(help="But never below this.")] = 0.0,
-    variables: Annotated[int, typer.Option(help="Categorical variables of the code.")] = 20,
-    categories: Annotated[int, typer.Option(help="Categories of each.")] = 10,
-    prior_temperature: Annotated[float, typer.Option(help="Of the Gumbel-Softmax prior.")] = 0.5,
+    num_samples: Annotated[int, option("Samples S of each image in a step.")] = 1,
+    lr_decay: Annotated[float, option("Divide lr by 1 + this x steps done.")] = 0.0,
+    lr_min: Annotated[float, option("But never below this.")] = 0.0,
+    variables: Annotated[int, option("Categorical variables of the code.")] = 20,
+    categories: Annotated[int, option("Categories of each.")] = 10,
+    prior_temperature: Annotated[float, option("Of the Gumbel-Softmax prior.")] = 0.5,
     unit_scale: Annotated[bool, flag("--unit-scale", "Hold the Gaussian's scales at 1.")] = False,
-    held_out: Annotated[
-        int, typer.Option(help="Training images kept back and scored as well.")
-    ] = 0,
+    held_out: Annotated[int, option("Training images kept back and scored as well.")] = 0,
     samples: Samples = 1000,
     out_folder: Folder = Path("igr-vae"),
     resume: Annotated[bool, flag("--resume", "Go on from the last finished epoch.")] = False,
@@ -116,11 +111,9 @@ def vae(
         carried, most = group.mean("kl"), variables * math.log(categories)
         if carried < USED * most:
             say(
-                console.out,
                 f"{group.family} at temperature {group.temperature:g}: the code carries {carried:.2g} of {most:.2g} "
                 "nats, so it is not used; try a larger --lr, more --epochs or another --temperature",
             )
     say(
-        console.out,
         f"Records and pictures: {folder.path / 'runs'}; all results: {folder.path / 'results.csv'}",
     )

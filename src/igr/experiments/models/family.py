@@ -42,13 +42,13 @@ class Family(ABC):
 
     @property
     @abstractmethod
-    def outputs_per_variable(self) -> int:
-        """How many parameters each variable has."""
-
-    @property
-    @abstractmethod
     def noise_per_variable(self) -> int:
         """How many random numbers one sample of one variable takes."""
+
+    @property
+    def outputs_per_variable(self) -> int:
+        """How many parameters each variable has."""
+        return (2 if self.has_scale else 1) * self.noise_per_variable
 
     @property
     def network_outputs(self) -> int:

@@ -61,10 +61,6 @@ class GaussianFamily(Family):
         return _matched(self.form, K, K if self.last else K - 1)
 
     @property
-    def outputs_per_variable(self) -> int:
-        return 2 * (self.num_categories - 1)
-
-    @property
     def noise_per_variable(self) -> int:
         return self.num_categories - 1
 

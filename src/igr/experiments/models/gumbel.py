@@ -27,10 +27,6 @@ class GumbelSoftmaxFamily(Family):
     trains_exactly = True
 
     @property
-    def outputs_per_variable(self) -> int:
-        return self.num_categories
-
-    @property
     def noise_per_variable(self) -> int:
         return self.num_categories
 
@@ -44,14 +40,12 @@ class GumbelSoftmaxFamily(Family):
     ) -> tuple[Tensor, Tensor]:
         scores = parameters + noise
         z = functional.tempered_softmax(scores, temperature, dim=-2)
-        log_z = functional.temper(
-            scores, temperature, dim=-2
-        )  # up to a constant, which is all that is needed
+        # Up to a constant, which is all that is needed.
+        log_z = functional.temper(scores, temperature, dim=-2)
         log_p = functional.exp_concrete_log_prob(log_z, 0.0, self.prior_temperature, dim=-2)
         if self.sticking_the_landing:
-            log_q = functional.exp_concrete_log_prob(
-                log_z, parameters.detach(), temperature, dim=-2
-            )
+            logits = parameters.detach()
+            log_q = functional.exp_concrete_log_prob(log_z, logits, temperature, dim=-2)
         else:
             log_q = self._mean_log_q(temperature)
         return z, (log_q - log_p).sum(-1)

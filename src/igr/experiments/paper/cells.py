@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,6 @@ from igr.experiments.runs.records import FORMAT, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
 from igr.experiments.training.config import SweepConfig
-
-
-def _rank(bound: float) -> float:
-    """A bound to be compared: a run that diverged comes last."""
-    return bound if math.isfinite(bound) else -math.inf
 
 
 @dataclass(frozen=True)
@@ -55,20 +49,17 @@ class Cell:
 
     def identity(self) -> dict[str, Any]:
         """Everything that its numbers depend on, as JSON has it."""
-        scale = {
-            k: v
-            for k, v in dataclasses.asdict(self.scale).items()
-            if k not in ("description", "figure_steps", "figure_draws")
-        }
+        scale = dataclasses.asdict(self.scale)
+        for name in ("description", "figure_steps", "figure_draws"):
+            del scale[name]
         if not scale["rungs"]:
             del scale["rungs"]  # as it was before there were any
-        identity = {
+        return {
             "dataset": self.dataset,
             "settings": dict(self.settings),
             "scale": {**scale, "temperatures": self.temperatures, "lrs": self.lrs},
             "curve": self.curve,
         }
-        return json.loads(json.dumps(identity))
 
     @property
     def name(self) -> str:
@@ -165,7 +156,6 @@ class Cell:
         return sum(sweep.units for sweep in self._planned())
 
     def path(self, root: Path) -> Path:
-        """Its record."""
         return root / "cells" / f"{self.name}.json"
 
     def is_done(self, root: Path) -> bool:
@@ -184,9 +174,7 @@ class Cell:
                 sweep.complete(context, self.title, wait)
                 bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
                 ahead = [temperature for temperature, _ in bounds[:count]]
-                return [
-                    temperature for temperature in sweep.config.temperatures if temperature in ahead
-                ]
+                return [t for t in sweep.config.temperatures if t in ahead]
 
             sweeps = self.candidates(best)
             for sweep in sweeps:
@@ -257,16 +245,21 @@ def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
     bounds: dict[float, list[float]] = {}
     for result in sweep.results(root):
         bound = result.scores[sweep.scorings[0].name]["bound"]
-        bounds.setdefault(result.config.temperature, []).append(_rank(bound))
+        bound = bound if math.isfinite(bound) else -math.inf  # what diverged comes last
+        bounds.setdefault(result.config.temperature, []).append(bound)
     return [(t, statistics.fmean(values)) for t, values in bounds.items()]
 
 
+def settings_of(table: Table, row: Row, column: Column) -> dict[str, Any]:
+    """What is special about the runs of a row on a data set; the row has the last word."""
+    return {**table.settings, **column.settings, **row.settings}
+
+
 def cell_of(table: Table, row: Row, column: Column, scale: Scale, *, curve: bool = False) -> Cell:
-    """The cell of a table, by what the table, the column and the row say; the row has the last word."""
-    settings = {**table.settings, **column.settings, **row.settings}
+    """The cell of a row on a data set."""
     return Cell(
         dataset=column.dataset,
-        settings=settings,
+        settings=settings_of(table, row, column),
         scale=scale,
         temperatures=row.temperatures or scale.temperatures,
         lrs=table.lrs or scale.lrs,

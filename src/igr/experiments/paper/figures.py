@@ -323,7 +323,6 @@ class FigureJob:
         return {"target": self.figure.target, **settings}
 
     def path(self, root: Path) -> Path:
-        """Its record."""
         return root / "figures" / self.scale.name / f"{self.figure.name}.json"
 
     def record(self, root: Path) -> dict[str, Any] | None:

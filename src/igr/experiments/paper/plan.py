@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.paper import figures
-from igr.experiments.paper.cells import Cell, cell_of, read_cells
+from igr.experiments.paper.cells import Cell, cell_of, read_cells, settings_of
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.specs import (
     CHOICES,
@@ -249,23 +248,15 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
     return Plan(chosen, tuple(entries.values()), shown)
 
 
-_RANK = {name: rank for rank, name in enumerate(("smoke", "short", "full"))}
-
-
 def _worth(record: Mapping[str, Any]) -> tuple[float, ...]:
     """Records of the same cell, from the least to the most complete."""
     scale = record["scale"]
-    images = scale["train_images"] or math.inf
-    test = scale["test_images"] or math.inf
+    images = [scale[part] or math.inf for part in ("train_images", "test_images")]
+    names = list(SCALES)
+    rank = names.index(scale["name"]) if scale["name"] in names else 0
+    rank = -1 if scale["stand_in"] else rank
     candidates = len(scale["temperatures"]) * len(scale["lrs"])
-    return (
-        -1 if scale["stand_in"] else _RANK.get(scale["name"], 0),
-        scale["epochs"],
-        images,
-        test,
-        len(record["runs"]),
-        candidates,
-    )
+    return rank, scale["epochs"], *images, len(record["runs"]), candidates
 
 
 def best_entries(root: Path) -> list[Entry]:
@@ -275,16 +266,10 @@ def best_entries(root: Path) -> list[Entry]:
     for table in TABLES.values():
         for row in table.rows:
             for column in _columns(table, row):
-                settings = {**table.settings, **column.settings, **row.settings}
-                settings = json.loads(json.dumps(settings))
-                found = [
-                    record
-                    for record in records
-                    if (record["dataset"], record["settings"]) == (column.dataset, settings)
-                ]
-                entries.append(
-                    Entry(table, row, column, record=max(found, key=_worth, default=None))
-                )
+                wanted = column.dataset, settings_of(table, row, column)
+                found = [r for r in records if (r["dataset"], r["settings"]) == wanted]
+                record = max(found, key=_worth, default=None)
+                entries.append(Entry(table, row, column, record))
     return entries
 
 
@@ -303,7 +288,7 @@ def draw_figures(
             job = FigureJob(figure, scale)
             record = job.record(root)
             there = [folder / f"{name}{suffix}" for suffix in figures.SUFFIXES]
-            if record and all(map(_newer(job.path(root)), there)):
+            if record and _are_newer(there, job.path(root)):
                 drawn[name] = there
                 continue
             picture = figures.approximation_picture(figure, record) if record else None
@@ -320,19 +305,18 @@ def draw_figures(
     return drawn
 
 
-def _newer(than: Path) -> Callable[[Path], bool]:
-    # Newer than the record, and than the code that draws.
-    time = max(file.stat().st_mtime for file in (than, Path(figures.__file__)))
-    return lambda path: path.exists() and path.stat().st_mtime > time
+def _are_newer(files: Sequence[Path], record: Path) -> bool:
+    """Whether files are there that were written after the record, and after the code that draws."""
+    time = max(file.stat().st_mtime for file in (record, Path(figures.__file__)))
+    return all(file.exists() and file.stat().st_mtime > time for file in files)
 
 
 def figure_lines(name: str, root: Path, scale: Scale) -> list[str]:
     """How close each fit of a figure came, from its record."""
     figure = FIGURES[name]
-    record = (
-        FigureJob(figure, scale).record(root) if isinstance(figure, ApproximationFigure) else None
-    )
-    if record is None:
+    if not isinstance(figure, ApproximationFigure):
+        return []
+    if (record := FigureJob(figure, scale).record(root)) is None:
         return []
     return [
         f"{fit['label']}: total variation {fit['initial']['total_variation']:.3f} before,"
@@ -377,11 +361,7 @@ def timings(entries: Sequence[Entry]) -> list[Timing]:
 
 
 def check_root(root: Path) -> None:
-    """Raise RecordError unless there are records in the folder.
-
-    Raises:
-        RecordError: if it is no folder, or nothing in it was written by ``igr reproduce``.
-    """
+    """Raise RecordError unless it is a folder in which something was written by ``igr reproduce``."""
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
     if not any(root.glob("cells/*.json")) and not any(root.glob("figures/*/*.json")):

@@ -113,7 +113,6 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """The run's settings."""
         return _read_settings(self.path / "config.json", RunConfig)
 
     def create(self, config: RunConfig) -> None:
@@ -123,11 +122,9 @@ class RunFolder:
         write_json(self.path / "versions.json", versions())
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Replace ``metrics.csv``."""
         write_csv(self.path / "metrics.csv", rows)
 
     def metrics(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.csv``."""
         try:
             with (self.path / "metrics.csv").open(newline="") as file:
                 return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
@@ -147,7 +144,6 @@ class RunFolder:
         write_atomically(self.path / "weights.safetensors", to_safetensors(tensors, metadata))
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters."""
         if not self.finished:
             raise RecordError(f"{self.path} is not finished: go on with --resume first")
         return _read_tensors(self.path / "weights.safetensors")
@@ -207,7 +203,6 @@ class SweepFolder:
 
     @property
     def config(self) -> SweepConfig:
-        """The sweep's settings."""
         return _read_settings(self.path / "config.json", SweepConfig)
 
     def run(self, config: RunConfig) -> RunFolder:
@@ -266,7 +261,6 @@ class Stack:
         return all(folder.finished for folder in self.folders)
 
     def create(self) -> None:
-        """Make the runs' folders."""
         for folder, run in zip(self.folders, self.runs, strict=True):
             folder.create(run)
 
@@ -282,11 +276,9 @@ class Stack:
         return state
 
     def save(self, state: dict[str, Tensor]) -> None:
-        """Save the state."""
         write_atomically(self.path, to_safetensors(state))
 
     def write_metrics(self, rows: Sequence[Sequence[dict[str, Any]]]) -> None:
-        """Write each run's metrics."""
         for folder, each in zip(self.folders, rows, strict=True):
             folder.write_metrics(each)
 
@@ -296,7 +288,6 @@ class Stack:
             folder.write_weights(weights(r), run)
 
     def forget(self) -> None:
-        """Remove the state."""
         self.path.unlink(missing_ok=True)
 
 

@@ -284,33 +284,22 @@ class Sweep:
             images, _ = split_images(self.config)
             folder = SweepFolder.open(folder.path, self.config, resume=True)
             training, scoring = expected(self.config, self.scorings)
+            test = _dataset(self.config.dataset).test if self.config.test_curve else None
             groups = stacks(self.config.runs())
-            for runs in groups:
-                self._train(folder, runs, images, context, part, training / len(groups))
+            for group in groups:
+                with folder.claim(group) as stack:
+                    units = training / len(groups)
+                    train(stack, images, context, part, units, test=test, before=self.before)
+                    if not self.leaves_states:
+                        stack.forget()  # killed after the last weights, a process leaves one
+            runs = [folder.run(config) for config in self.config.runs()]
+            units = scoring / len(self.scorings) / len(runs)
             for s in self.scorings:
-                self._score(folder, s, context, part, scoring / len(self.scorings))
-
-    def _train(
-        self,
-        folder: SweepFolder,
-        runs: list[RunConfig],
-        images: Tensor,
-        context: Context,
-        part: str,
-        units: float,
-    ) -> None:
-        with folder.claim(runs) as stack:
-            train(
-                stack,
-                images,
-                context,
-                part,
-                units,
-                test=_dataset(self.config.dataset).test if self.config.test_curve else None,
-                before=self.before,
-            )
-            if not self.leaves_states:
-                stack.forget()  # killed after the last weights, a process leaves one
+                some, what = s.pick(self.config), "held-out" if s.held_out else "test"
+                for i, run in enumerate(runs):
+                    text = f"scoring run {i + 1} of {len(runs)} on {what} images"
+                    context.reporter.note(part, text)
+                    score(run, some, s.name, s.samples, context, part, units)
 
     def saved(self, root: Path, runs: Sequence[RunConfig]) -> dict[str, Tensor] | None:
         """The states that it has left of runs that are like `runs` but for their epochs; None if it has not."""
@@ -327,17 +316,6 @@ class Sweep:
         """Remove what it has left for others."""
         for stack in self._stacks(root):
             stack.forget()
-
-    def _score(
-        self, folder: SweepFolder, scoring: Scoring, context: Context, part: str, units: float
-    ) -> None:
-        images = scoring.pick(self.config)
-        runs = self.config.runs()
-        what = "held-out" if scoring.held_out else "test"
-        for i, config in enumerate(runs):
-            context.reporter.note(part, f"scoring run {i + 1} of {len(runs)} on {what} images")
-            run = folder.run(config)
-            score(run, images, scoring.name, scoring.samples, context, part, units / len(runs))
 
     def results(self, root: Path) -> list[Result]:
         """What came out, once it is done."""
