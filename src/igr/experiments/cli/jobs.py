@@ -8,11 +8,12 @@ from pathlib import Path
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail
 from igr.experiments.cli.training import say_whether_compiled
+from igr.experiments.errors import check_choice
 from igr.experiments.runs import engines
 from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.training.compute import Compute, check_compute
-from igr.experiments.training.config import check_choice, check_count
+from igr.experiments.training.config import check_count
 
 
 def run_jobs(

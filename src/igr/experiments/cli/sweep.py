@@ -22,11 +22,11 @@ from igr.experiments.cli.options import (
     Workers,
     option,
 )
-from igr.experiments.errors import ConfigError
+from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.paper.cells import write_tables
 from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread, nats
 from igr.experiments.training.compute import Compute
-from igr.experiments.training.config import RunConfig, check_choice
+from igr.experiments.training.config import RunConfig
 
 EXAMPLES = (
     "igr sweep family=igr-i,gs temperature=0.1,0.5 epochs=50 seeds=3",

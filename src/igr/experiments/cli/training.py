@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from igr.experiments.runs.jobs import Context
 from igr.experiments.runs.progress import board
 from igr.experiments.runs.records import RunFolder, SweepFolder
 from igr.experiments.runs.stopping import StopRequest
-from igr.experiments.runs.sweep import expected, nats, score, train
+from igr.experiments.runs.sweep import expected, mean_and_spread, nats, score, train
 from igr.experiments.runs.train import load_model
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
@@ -65,15 +64,15 @@ class Group:
     def temperature(self) -> float:
         return self.rows[0].config.temperature
 
-    def values(self, name: str) -> torch.Tensor:
-        return torch.tensor([row.evaluation[name] for row in self.rows], dtype=torch.float64)
-
     def mean(self, name: str) -> float:
-        return self.values(name).mean().item()
+        return self._numbers(name)[0]
 
     def spread(self, name: str) -> float:
-        """Standard deviation over the seeds."""
-        return self.values(name).std().item() if len(self.rows) > 1 else math.nan
+        """Standard deviation over the seeds; NaN for a single one."""
+        return self._numbers(name)[1]
+
+    def _numbers(self, name: str) -> tuple[float, float]:
+        return mean_and_spread([row.evaluation[name] for row in self.rows])
 
     @property
     def held_out(self) -> float:

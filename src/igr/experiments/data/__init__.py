@@ -7,7 +7,6 @@ compared with anyone else's. The test images are read when they are first asked 
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from igr.experiments.data.digits import Digits
 from igr.experiments.data.idx import FASHION_MNIST, MNIST, Idx
 from igr.experiments.data.omniglot import OMNIGLOT, Omniglot
 from igr.experiments.data.source import Archive, Bytes, Files, Source
-from igr.experiments.errors import DataError
+from igr.experiments.errors import DataError, check_choice
 
 __all__ = ["SOURCES", "Archive", "DataError", "Dataset", "Digits", "Idx", "Omniglot", "load"]
 
@@ -131,10 +130,7 @@ def load(
     >>> digits.train.shape, digits.test.shape, digits.shape
     (torch.Size([1500, 64]), torch.Size([297, 64]), (8, 8))
     """
-    if name not in sources:
-        near = difflib.get_close_matches(str(name).lower(), sources, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise DataError(f"dataset: expected one of {', '.join(sources)}, got {name!r}{hint}")
+    check_choice("dataset", name, sources, DataError)
     source = sources[name]
     named_by = "IGR_DATA" if folder is None else "folder"
     parent = os.environ.get("IGR_DATA") if folder is None else folder

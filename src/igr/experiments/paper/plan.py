@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.errors import ConfigError, RecordError, check_choice
 from igr.experiments.paper import figures
 from igr.experiments.paper.cells import Cell, cell_of, read_cells, settings_of
 from igr.experiments.paper.figures import FigureJob
@@ -29,7 +29,7 @@ from igr.experiments.paper.specs import (
 )
 from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.sweep import mean_and_spread, nats
-from igr.experiments.training.config import check_choice, check_count, check_positive
+from igr.experiments.training.config import check_count, check_distinct, check_positive
 
 
 def names() -> list[str]:
@@ -57,8 +57,7 @@ class Options:
         for name, values in (("temperature", self.temperatures), ("lr", self.lrs)):
             for value in values:
                 check_positive(name, value)
-            if len(set(values)) < len(values):
-                raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+            check_distinct(name, values)
         least = {"seeds": 1, "epochs": 1, "samples": 1, "train_images": 0, "test_images": 0}
         for name, count in least.items():
             if (value := getattr(self, name)) is not None:

@@ -32,7 +32,13 @@ from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.train import load_model, select_runs, train_stack
 from igr.experiments.training import evaluation
-from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
+from igr.experiments.training.config import (
+    RunConfig,
+    SweepConfig,
+    check_count,
+    check_distinct,
+    stacks,
+)
 
 
 def digest(value: Any) -> str:
@@ -344,8 +350,7 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
             raise ConfigError(
                 f"{name}: no such setting; expected one of {', '.join(sorted(known - {'seed'}))}"
             )
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+        check_distinct(name, values)
     side_by_side = {
         "temperatures": tuple(vary.get("temperature", (0.1,))),
         "seeds": vary.get("seeds", (1,))[-1],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igr.experiments.errors import ConfigError
+from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.models import families, likelihoods
 from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED, declared
 
@@ -19,16 +18,6 @@ ARCHITECTURES: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (512, 25
 
 The last is no autoencoder but structured output prediction, see `igr.experiments.models.sop`.
 """
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ConfigError with the nearest choice unless `value` is one of `choices`."""
-    choices = list(choices)
-    if value in choices:
-        return
-    near = difflib.get_close_matches(value.lower(), choices, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}{hint}")
 
 
 def check_positive(name: str, value: float) -> None:
@@ -41,6 +30,12 @@ def check_count(name: str, value: int, least: int = 1) -> None:
     """Raise ConfigError unless `value` is a whole number of at least `least`."""
     if not (isinstance(value, int) and value >= least):
         raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value}")
+
+
+def check_distinct(name: str, values: Sequence[object]) -> None:
+    """Raise ConfigError if a value is given twice."""
+    if len(set(values)) < len(values):
+        raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
 
 
 @dataclass(frozen=True)
@@ -178,8 +173,7 @@ class SweepConfig(_Shared):
         for name, values in {"family": self.families, "temperature": self.temperatures}.items():
             if not values:
                 raise ConfigError(f"{name}: expected at least one")
-            if len({f"{v:g}" if isinstance(v, float) else v for v in values}) < len(values):
-                raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+            check_distinct(name, [f"{v:g}" if isinstance(v, float) else v for v in values])
         check_count("seeds", self.seeds)
         self.runs()
 
