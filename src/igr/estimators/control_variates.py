@@ -324,7 +324,8 @@ class Rodeo(Estimator):
     Source: Shi et al. (2022), "Gradient estimation with discrete Stein operators", with the Gibbs operator, as in
     their code.
 
-    Differs from the source: for any number of categories; two networks rather than one of two outputs.
+    Differs from the source: for any number of categories; two networks rather than one of two outputs; functions of the
+    other samples' means, where theirs are means of functions of each if there are more than one.
 
     Example:
         >>> from igr import SoftmaxIGR
