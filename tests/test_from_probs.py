@@ -331,6 +331,7 @@ def test_entropy_is_estimated(case: Case) -> None:
     found = q.entropy(8)
     torch.manual_seed(0)
     assert torch.equal(found, -q.rsample_and_log_prob((8,))[1].mean(0))
+    assert q.entropy().shape == (2,)  # as callers ask who have distributions of any kind
     with pytest.raises(ValueError, match="num_samples: expected at least 1"):
         q.entropy(0)
 
@@ -341,7 +342,7 @@ def test_what_has_no_closed_form_says_what_there_is(case: Case) -> None:
     for get, hint in (
         (lambda: q.mean, r"rsample\(\(n,\)\).mean\(0\)"),
         (lambda: q.variance, r"rsample\(\(n,\)\).var\(0\)"),
-        (lambda: q.entropy(), r"entropy\(num_samples\)"),
+        (lambda: q.perplexity(), r"perplexity\(\)"),
         (lambda: q.enumerate_support(), "continuum"),
     ):
         with pytest.raises(NotImplementedError, match=rf"{hint}.*discrete\(\)"):

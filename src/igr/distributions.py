@@ -239,28 +239,29 @@ class Relaxation(PyroSite):
     def variance(self) -> Tensor:
         raise self._missing("variance")
 
-    def entropy(self, num_samples: int | None = None) -> Tensor:
-        r"""Entropy of the density of z, estimated without bias; differentiable.
+    def entropy(self, num_samples: int = 1) -> Tensor:
+        r"""Entropy of the density of z, estimated by samples without bias; differentiable.
 
         .. math:: - \frac 1 n \sum_{i=1}^n \log q(\tilde z_i), \qquad \tilde z_i \sim q
 
         That of the categories is ``discrete().entropy()``, which is 0 or more; this one can be negative.
 
         Args:
-            num_samples: n; there is no closed form to take in its place.
+            num_samples: n. There is no closed form; the default is what a loss that is averaged over a batch needs,
+                and what callers that ask every distribution for its ``entropy()`` get.
 
         Returns:
             ``(*batch,)``.
 
         Raises:
-            NotImplementedError: without a number, as torch's distributions do where they have no closed form.
             ValueError: if the number is not positive.
         """
-        if num_samples is None:
-            raise self._missing("entropy()")
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
         return -self.rsample_log_and_log_prob((num_samples,))[1].mean(0)
+
+    def perplexity(self) -> Tensor:
+        raise self._missing("perplexity()")
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         raise self._missing("enumerate_support()")

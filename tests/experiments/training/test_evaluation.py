@@ -150,7 +150,8 @@ def test_an_image_is_scored_alike_in_any_company() -> None:
     together = score_images(model, images, samples=50)
     later = score_images(model, images[4:], samples=50, first=4)
     assert torch.equal(together.bound[4:], later.bound)
-    assert torch.equal(together.released_estimate[4:], later.released_estimate)
+    # Probabilities are integrated for groups of variables, whose sizes may change the last bit.
+    torch.testing.assert_close(together.released_estimate[4:], later.released_estimate)
     again = evaluate(model, images, samples=50)
     assert again.bound == pytest.approx(together.bound.double().mean().item(), abs=1e-6)
     assert (again.images, again.samples) == (7, 50)
