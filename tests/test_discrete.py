@@ -222,6 +222,22 @@ def test_derivatives_agree_with_an_adaptive_integrator(dtype: torch.dtype) -> No
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[dtype])
 
 
+def test_derivatives_over_many_problems_of_their_own_needs() -> None:
+    """Of the largest probability, in float32, against as many nodes as it takes in float64."""
+    for size in (4, 9):
+        problems = zip(*(p.tensors() for p in random_problems(600, (size,), seed=77)), strict=True)
+        loc, scale = map(torch.stack, problems)
+        winner = argmax_log_probs(loc, scale).argmax(-1, keepdim=True)
+
+        def slopes(loc: Tensor, scale: Tensor, winner: Tensor = winner, **options: Any) -> Tensor:
+            loc, scale = (x.clone().requires_grad_() for x in (loc, scale))
+            probs = argmax_log_probs(loc, scale, **options).exp().gather(-1, winner)
+            return torch.stack(torch.autograd.grad(probs.sum(), (loc, scale))) * scale.detach()
+
+        expected = slopes(loc, scale, tolerance=1e-12, num_nodes=300)
+        assert (slopes(loc.float(), scale.float()) - expected).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12])
 def test_tolerance_is_kept(tolerance: float) -> None:
     """Also where scales differ by a factor of 1e6, which the default number of nodes is not for."""

@@ -95,8 +95,8 @@ class _Rule(NamedTuple):
 
     @property
     def step(self) -> float:
-        """Largest step in u: measured, the error falls as exp(-1.65 / step) or faster."""
-        return -1.65 / math.log(self.tolerance)
+        """Largest step in u: measured, the error, that of derivatives too, falls as exp(-1.5 / step) or faster."""
+        return -1.5 / math.log(self.tolerance)
 
     @property
     def blend(self) -> float:
