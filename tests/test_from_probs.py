@@ -250,6 +250,9 @@ def test_vmap(family: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch's own, of functions with gradients
 def test_compiles_in_one_graph_with_gradients() -> None:
     torch.compiler.reset()
 
