@@ -532,10 +532,13 @@ def _log_integrals(
     for n, size in zip(nodes, sizes, strict=True):
         at_nodes = _Nodes.of(rule, n, loc)
         step, end = max(1, max_elements // (num_gaussians * n)), done + size
-        cuts = [slice(i, min(i + step, end)) for i in range(done, max(end, 1), step)]
-        # The number of pieces would tie a compiled graph to the size of the batch.
-        for some in [slice(None)] if torch.compiler.is_compiling() else cuts:
-            pieces.append((some, (*(x[:, some] for x in lengths), at_nodes)))
+        if (
+            torch.compiler.is_compiling()
+        ):  # a number of pieces would tie the graph to the batch's size
+            cuts = [slice(None)]
+        else:
+            cuts = [slice(i, min(i + step, end)) for i in range(done, max(end, 1), step)]
+        pieces += [(some, (*(x[:, some] for x in lengths), at_nodes)) for some in cuts]
         done = end
     if fused:
         log_sums = _LogSums.apply(start, slope, pieces)
