@@ -149,8 +149,8 @@ def test_an_image_is_scored_alike_in_any_company() -> None:
     images = (torch.rand(7, PIXELS) < 0.5).float()
     together = score_images(model, images, samples=50)
     later = score_images(model, images[4:], samples=50, first=4)
-    assert torch.equal(together.bound[4:], later.bound)
     # Probabilities are integrated for groups of variables, whose sizes may change the last bit.
+    torch.testing.assert_close(together.bound[4:], later.bound)
     torch.testing.assert_close(together.released_estimate[4:], later.released_estimate)
     again = evaluate(model, images, samples=50)
     assert again.bound == pytest.approx(together.bound.double().mean().item(), abs=1e-6)
