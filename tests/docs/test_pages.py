@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -30,6 +31,20 @@ def test_every_page_with_blocks_is_run() -> None:
     elsewhere = {"docs/countable.md", "docs/modules.md", "docs/pyro.md", "docs/development.md"}
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert {page for page in (*pages, "README.md") if blocks(page)} == {*PAGES, *elsewhere}
+
+
+def test_figures_of_the_readme_are_results() -> None:
+    results = pytest.importorskip("igr.experiments.paper.results")
+    records = pd.read_csv(results.folder() / "cells.csv")
+    rows = [
+        f"| {r.model} | {r.temperature:g} | {r.lr:g} | {r.bound:.2f} ± {r.bound_sd:.2f} "
+        f"| {r.released_estimate:.2f} ± {r.released_estimate_sd:.2f} | {r.paper:.2f} ± {r.paper_sd:.2f} |"
+        for r in records.itertuples()
+        if (r.table, r.dataset) == ("table1", "mnist")
+    ]
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("| the paper |\n")[2].partition("\n\n")[0]
+    assert table.splitlines()[1:] == rows
 
 
 @pytest.mark.slow
