@@ -481,7 +481,7 @@ def table_picture(
         if not draw(axes, rows, root):
             return None
         axes.grid(alpha=0.25, linewidth=0.5)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         axes.set_title(figure.title)
     return picture
 
