@@ -298,3 +298,15 @@ def test_discrete_can_be_exported_for_any_batch(build: Callable[..., igr.IGR]) -
     )
     loc, scale = _two_breaks(3)
     assert (program.module()(loc, scale) - module(loc, scale)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["loc", "scale"])
+@pytest.mark.parametrize("family", [igr.StickBreakingIGR, igr.SharpStickBreakingIGR])
+def test_parameters_that_are_nan_give_nan_and_leave_others_alone(family: Any, name: str) -> None:
+    """As a run that diverged has them, beside others of its stack."""
+    parameters = {"loc": torch.zeros(3, 4), "scale": torch.ones(3, 4)}
+    expected = family(**parameters, temperature=0.5).discrete().probs
+    parameters[name][1, 2] = torch.nan
+    found = family(**parameters, temperature=0.5, validate_args=False).discrete().probs
+    assert found[1].isnan().any()
+    torch.testing.assert_close(found[::2], expected[::2])

@@ -136,7 +136,8 @@ def _probs(
             up = (-20.0 - (loc + _CUT * scale).amax(-1)).clamp_min(0.0).floor()
             up = up.minimum((depth - 30.0).clamp_min(0.0))
             depth = (depth - up).clamp_max(60.0)
-        needs, group = torch.stack([steps, depth], -1).unique(dim=0, return_inverse=True)
+        needs = torch.stack([steps, depth], -1).nan_to_num()  # what is NaN comes out as NaN
+        needs, group = needs.unique(dim=0, return_inverse=True)
         order = group.argsort()
         sizes = group.bincount().tolist()
     if not rest:
