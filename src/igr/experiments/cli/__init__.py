@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 __all__ = ["main"]
 
+_STOPPED = "igr: stopped; the same command goes on from there (vae: with --resume)\n"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what the user can mend is one line on standard error and exit code 2."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, _stop) if ours else None
     try:
         # Within, so that Ctrl-C is one line from the first moment on.
         from igr.experiments.cli._missing import exit_if_missing
@@ -19,8 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        print(
-            "igr: stopped; the same command goes on from there (vae: with --resume)",
-            file=sys.stderr,
-        )
+        sys.stderr.write(_STOPPED)
         raise SystemExit(130) from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+
+
+def _stop(number: int, frame: object) -> None:
+    # Not by an exception, which imports that are under way may swallow or turn into another. Nothing is lost: files are
+    # written whole, and what trains asks for signals itself.
+    os.write(2, _STOPPED.encode())
+    os._exit(130)
