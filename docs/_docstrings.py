@@ -1,7 +1,7 @@
-r"""What docstrings have beyond Markdown: formulas and doctests.
+r"""What docstrings and pages have beyond Markdown: formulas and doctests.
 
-``:math:`...` `` in a line and ``.. math::`` blocks become MathML, which browsers draw without a script from elsewhere;
-a block of ``>>>`` becomes code rather than a quotation.
+``:math:`...` `` and, as code hosts have it, ``$`...`$`` in a line and ``.. math::`` blocks become MathML, which
+browsers draw without a script from elsewhere; a block of ``>>>`` becomes code rather than a quotation.
 """
 
 import re
@@ -45,10 +45,11 @@ class _Doctest(BlockProcessor):
 
 
 class DocstringExtension(Extension):
-    """Adds the three forms to Python-Markdown, ahead of code spans, code blocks and quotations."""
+    """Adds these forms to Python-Markdown, ahead of code spans, code blocks and quotations."""
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         md.inlinePatterns.register(_Inline(r":math:`([^`]+)`", md), "igr-math", 200)
+        md.inlinePatterns.register(_Inline(r"\$`([^`]+)`\$", md), "igr-math-of-hosts", 200)
         md.parser.blockprocessors.register(_Block(md.parser), "igr-math-block", 200)
         md.parser.blockprocessors.register(_Doctest(md.parser), "igr-doctest", 200)
 

@@ -53,3 +53,33 @@ def test_the_readmes_autoencoder_learns() -> None:
     names: dict[str, object] = {}
     exec(blocks("README.md")[1], names)
     assert float(names["loss"].detach()) < 24  # type: ignore[attr-defined]  # 44 for independent coin flips
+
+
+TEXTS = [
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
+    )
+]
+CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+
+
+def anchors(text: str) -> set[str]:
+    """What links within a page lead to on a code host: headings, and what is named by hand."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="(.*?)">', text))
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_page_reads_on_a_code_host(page: str) -> None:
+    text = (ROOT / page).read_text()
+    prose = CODE.sub("", text)
+    for ours in (r"\{#", r":math:", r"^!!! ", r"^\?\?\? ", r"^=== ", r"^:::", r"\{ *[.:]"):
+        assert not re.search(ours, prose, re.MULTILINE), ours
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)", prose):
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
