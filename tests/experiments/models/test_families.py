@@ -18,7 +18,7 @@ from igr.experiments.models.vae import StackedVAE
 from igr.experiments.runs.train import select_runs
 from igr.experiments.streams import stream
 from igr.experiments.training import objectives as estimation
-from igr.experiments.training.config import RunConfig
+from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.evaluation import score_images
 from igr.experiments.training.trainer import StackTrainer, build
 
@@ -663,6 +663,41 @@ def test_reinmax_has_the_temperature_that_the_command_gives_it():
     assert "estimator_temperature" not in RunConfig().to_dict(), (
         "or records of earlier runs were others"
     )
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "sticking-the-landing", "relax"])
+def test_the_kl_counts_as_much_as_its_weight(estimator):
+    """The gradient is linear in it; what is told of a step is not weighed."""
+    gradients, told = [], []
+    for weight in (-1.0, 0.0, 1.0, None):
+        trainer, x = tiny("igr-i", 3, estimator=estimator, kl_weight=weight)
+        noise = trainer.objective.empty_noise(trainer.model, (1,), trainer.batch_size)
+        trainer.objective.fill_noise(trainer.model, noise, torch.Generator().manual_seed(1))
+        loss, log_likelihood, kl = trainer.objective(trainer.model, x, noise)
+        encoder = trainer.model.tensors["encoder.0.weight"]
+        gradients.append(torch.autograd.grad(loss.sum(), encoder)[0])
+        told.append((log_likelihood.detach(), kl.detach()))
+    against, without, with_kl, default = gradients
+    assert not torch.allclose(with_kl, without)
+    torch.testing.assert_close(with_kl + against, 2 * without)
+    torch.testing.assert_close(default, with_kl, rtol=0, atol=0)
+    for each in told:
+        torch.testing.assert_close(each, told[0], rtol=0, atol=0)
+
+
+def test_a_weight_of_the_kl_that_makes_no_sense_is_refused():
+    for settings, message in [
+        ({"kl_weight": float("nan")}, "kl-weight: expected a finite number"),
+        ({"kl_weight": 1.0, "architecture": "sop", "num_categories": 2}, "no KL to weigh"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            RunConfig(**settings)
+
+
+def test_a_setting_that_one_sweep_has_and_the_other_has_not_is_a_difference():
+    plain, weighed = SweepConfig(), SweepConfig(kl_weight=0.5)
+    assert plain.differences(weighed) == ["kl_weight None, not 0.5"]
+    assert weighed.differences(plain) == ["kl_weight 0.5, not None"]
 
 
 def test_images_that_all_runs_share_are_broadcast():

@@ -31,7 +31,9 @@ EXAMPLES = (
 def reproduce(
     what: Annotated[
         list[str],
-        typer.Argument(help="table1 ... table5, figure1 ... figure8, temperatures, all; several."),
+        typer.Argument(
+            help="table1 ... table5, figure1 ... figure8, released, temperatures, all; several."
+        ),
     ],
     scale: Annotated[
         str,

@@ -64,6 +64,9 @@ def vae(
     estimator_temperature: Annotated[
         float | None, option(f"Its own, of {', '.join(OWN_TEMPERATURE)}; 1 by default.")
     ] = None,
+    kl_weight: Annotated[
+        float | None, option("Of the KL in what is minimised; 1, the ELBO's, by default.")
+    ] = None,
     num_samples: Annotated[int, option("Samples S of each image in a step.")] = 1,
     lr_decay: Annotated[float, option("Divide lr by 1 + this x steps done.")] = 0.0,
     lr_min: Annotated[float, option("But never below this.")] = 0.0,
@@ -92,6 +95,7 @@ def vae(
         decoder=decoder,
         estimator=estimator,
         estimator_temperature=estimator_temperature,
+        kl_weight=kl_weight,
         num_samples=num_samples,
         lr_decay=lr_decay,
         lr_min=lr_min,

@@ -71,13 +71,18 @@ class Cell:
     def title(self) -> str:
         return self.label or self.name
 
+    @property
+    def epochs(self) -> int:
+        """Of training."""
+        return trained_epochs(self.scale.epochs, self.settings)
+
     def _shared(self) -> dict[str, Any]:
-        settings = {k: v for k, v in self.settings.items() if k != "family"}
+        settings = {k: v for k, v in self.settings.items() if k not in ("family", "times_epochs")}
         return {
             **settings,
             "dataset": self.scale.stand_in or self.dataset,
             "families": (self.settings.get("family", "igr-i"),),
-            "epochs": self.scale.epochs,
+            "epochs": self.epochs,
             "train_images": self.scale.train_images,
         }
 
@@ -105,8 +110,8 @@ class Cell:
         for epochs, share in self.scale.rungs:
             least = math.ceil(3 / len(self.lrs))
             count = max(least, math.ceil(share * len(self.temperatures) - 1e-9))
-            rungs.append((round(epochs * self.scale.epochs), count))
-        return [*((e, n) for e, n in rungs if 0 < e < self.scale.epochs), (self.scale.epochs, 1)]
+            rungs.append((round(epochs * self.epochs), count))
+        return [*((e, n) for e, n in rungs if 0 < e < self.epochs), (self.epochs, 1)]
 
     def candidates(
         self, best: Callable[[Sweep, int], Sequence[float]] | None = None
@@ -131,7 +136,7 @@ class Cell:
                     lr=lr,
                 )
                 scoring = Scoring(True, 0, self.scale.choice_samples)
-                before = Sweep(config, (scoring,), "", before, epochs < self.scale.epochs)
+                before = Sweep(config, (scoring,), "", before, epochs < self.epochs)
                 sweeps.append(before)
                 if before.leaves_states:
                     temperatures = best(before, count) if best else temperatures[:count]
@@ -184,7 +189,7 @@ class Cell:
                 for sweep in sweeps
                 for temperature, bound in _held_out_bounds(sweep, root)
             ]
-            finalists = [each for each in scored if each.epochs == self.scale.epochs]
+            finalists = [each for each in scored if each.epochs == self.epochs]
             chosen = max(
                 finalists,
                 key=lambda each: each.held_out_bound,
@@ -250,6 +255,11 @@ def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
     return [(t, statistics.fmean(values)) for t, values in bounds.items()]
 
 
+def trained_epochs(epochs: int, settings: Mapping[str, Any]) -> int:
+    """Epochs that a cell of such settings trains at a scale of so many."""
+    return epochs * settings.get("times_epochs", 1)
+
+
 def settings_of(table: Table, row: Row, column: Column) -> dict[str, Any]:
     """What is special about the runs of a row on a data set; the row has the last word."""
     return {**table.settings, **column.settings, **row.settings}
@@ -262,7 +272,7 @@ def cell_of(table: Table, row: Row, column: Column, scale: Scale, *, curve: bool
         settings=settings_of(table, row, column),
         scale=scale,
         temperatures=row.temperatures or scale.temperatures,
-        lrs=table.lrs or scale.lrs,
+        lrs=row.lrs or table.lrs or scale.lrs,
         curve=curve,
         label=f"{table.name} {column.label} {row.label}",
     )
@@ -294,9 +304,9 @@ def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
         "cell": cell["name"],
         "scale": scale["name"],
         "dataset": scale["stand_in"] or cell["dataset"],
-        **cell["settings"],
+        **{k: v for k, v in cell["settings"].items() if k != "times_epochs"},
         **cell["chosen"],
-        "epochs": scale["epochs"],
+        "epochs": trained_epochs(scale["epochs"], cell["settings"]),
         "seeds": len(cell["runs"]),
         **measured(cell),
     }
@@ -305,7 +315,7 @@ def cell_row(cell: Mapping[str, Any]) -> dict[str, Any]:
 def measured(cell: Mapping[str, Any]) -> dict[str, float]:
     """Everything that was measured of a cell, each with its standard deviation over the seeds."""
     numbers: dict[str, float] = {}
-    for key in ("bound", "released_estimate", "elbo", "seconds_per_epoch"):
+    for key in ("bound", "released_estimate", "elbo", "kl", "seconds_per_epoch"):
         mean, spread = mean_and_spread([run.get(key) for run in cell["runs"]])
         numbers |= {key: mean, f"{key}_sd": spread}
     return numbers

@@ -189,8 +189,8 @@ def _columns(table: Table, row: Row) -> list[Column]:
 
 
 def _has_curve(table: Table, row: Row, column: Column) -> bool:
-    """Whether a figure shows how the test ELBO of this cell developed."""
-    return any(
+    """Whether it is kept how the test ELBO of this cell developed."""
+    return row.has_curve or any(
         isinstance(figure, CurveFigure)
         and (figure.table, figure.column) == (table.name, column.dataset)
         and row.name in figure.rows

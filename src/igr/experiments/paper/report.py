@@ -14,6 +14,7 @@ import igr
 from igr.experiments import data
 from igr.experiments.files import make_folder, write_atomically
 from igr.experiments.paper import plan as reproduce
+from igr.experiments.paper.cells import trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, by_column, column_label, errata_of, number
 from igr.experiments.paper.specs import (
@@ -34,11 +35,12 @@ def describe(record: Mapping[str, Any]) -> str:
     images = f"the first {scale['train_images']:,}" if scale["train_images"] else "all"
     test = f"the first {scale['test_images']:,}" if scale["test_images"] else "all"
     temperatures, lrs = scale["temperatures"], scale["lrs"]
+    epochs = trained_epochs(scale["epochs"], record["settings"])
     candidates = f"{len(temperatures)} temperature{'s' * (len(temperatures) > 1)}"
     if len(lrs) > 1:
         candidates += f" x {len(lrs)} learning rates"
     if record["candidates"]:
-        compared = sorted({each.get("epochs", scale["epochs"]) for each in record["candidates"]})
+        compared = sorted({each.get("epochs", epochs) for each in record["candidates"]})
         after = f" after {', '.join(map(str, compared[:-1]))} and {compared[-1]} epochs"
         chosen = f"chosen among {candidates} on held-out images (m = {scale['choice_samples']})"
         chosen += after if len(compared) > 1 else ""
@@ -46,7 +48,7 @@ def describe(record: Mapping[str, Any]) -> str:
         chosen = f"temperature {temperatures[0]:g} given, nothing chosen"
     stand_in = f"; {scale['stand_in']} instead of the data set" if scale["stand_in"] else ""
     return (
-        f"scale {scale['name']}: {scale['epochs']} epoch{'s' * (scale['epochs'] > 1)} on {images} training images,"
+        f"scale {scale['name']}: {epochs} epoch{'s' * (epochs > 1)} on {images} training images,"
         f" {chosen}, {len(runs)} seed{'s' * (len(runs) > 1)}; scored on {test} test images with m ="
         f" {runs[0]['samples']}{stand_in}"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from igr.experiments.files import make_folder, write_atomically, write_csv
-from igr.experiments.paper.cells import Cell, measured, read_cells
+from igr.experiments.paper.cells import Cell, measured, read_cells, trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.runs.jobs import Job
@@ -60,7 +60,7 @@ def row(entry: Entry) -> dict[str, Any]:
         "paper": paper,
         "paper_sd": paper_sd,
         "seeds": len(record["runs"]),
-        "epochs": scale["epochs"],
+        "epochs": trained_epochs(scale["epochs"], record["settings"]),
         **record["chosen"],
         "date": versions.get("date", ""),
         "igr": versions["igr"],

@@ -52,6 +52,7 @@ class _Shared:
     epochs: int = 100
     estimator: str = "pathwise"
     estimator_temperature: float | None = None
+    kl_weight: float | None = None
     num_samples: int = 1
     lr: float = 3e-4
     lr_decay: float = 0.0
@@ -90,6 +91,8 @@ class _Shared:
                     f"num-categories: {self.estimator} is for {needed.max_categories}, got {self.num_categories}"
                 )
         check_count("num-samples", self.num_samples, least=least)
+        if self.kl_weight is not None and not math.isfinite(self.kl_weight):
+            raise ConfigError(f"kl-weight: expected a finite number, got {self.kl_weight}")
         if self.estimator_temperature is not None:
             check_positive("estimator-temperature", self.estimator_temperature)
             if self.estimator not in OWN_TEMPERATURE:
@@ -102,6 +105,8 @@ class _Shared:
             raise ConfigError(
                 f"num-categories: structured output prediction has binary units, 2, got {self.num_categories}"
             )
+        if self.kl_weight is not None:
+            raise ConfigError("kl-weight: structured output prediction has no KL to weigh")
         if self.estimator != "pathwise":
             raise ConfigError(
                 f"estimator: structured output prediction is trained by pathwise, got {self.estimator}"
@@ -191,7 +196,10 @@ class SweepConfig(_Shared):
     def differences(self, other: SweepConfig) -> list[str]:
         """Settings in which `other` differs, each as ``name: here, not there``."""
         mine, theirs = self.to_dict(), other.to_dict()
-        return [f"{k} {mine[k]}, not {theirs[k]}" for k in mine if mine[k] != theirs[k]]
+        names = {**mine, **theirs}
+        return [
+            f"{k} {mine.get(k)}, not {theirs.get(k)}" for k in names if mine.get(k) != theirs.get(k)
+        ]
 
 
 def stacks(runs: Sequence[RunConfig]) -> list[list[RunConfig]]:

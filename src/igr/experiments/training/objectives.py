@@ -1,7 +1,7 @@
 r"""What a training step minimises: the relaxed objective, or the discrete one through a gradient estimator.
 
 Either way the loss is :math:`-\log p(x \mid z) + \mathrm{KL}`, the negative ELBO: the KL is *added* to the
-reconstruction loss. The released code subtracts it where RELAX is used with IGR (erratum E7).
+reconstruction loss. The released code subtracts it where RELAX is used with IGR (erratum E7): that is a weight of -1.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Relaxed(Objective):
     """The ELBO of the relaxed model (4), pathwise, with the family's own KL, averaged over `num_samples`."""
 
     num_samples: int = 1
+    kl_weight: float = 1.0
 
     def empty_noise(self, model: Any, shape: Sequence[int], batch_size: int) -> Tensor:
         like = model.temperatures
@@ -69,7 +70,7 @@ class Relaxed(Objective):
             log_likelihood, kl = (
                 term.unflatten(1, (self.num_samples, -1)).mean(1) for term in (log_likelihood, kl)
             )
-        return kl - log_likelihood, log_likelihood, kl
+        return self.kl_weight * kl - log_likelihood, log_likelihood, kl
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,10 @@ class Estimated(Objective):
     `Relax` and `Rebar` learn the temperature of their control variate; the run's is where it starts.
     """
 
-    def __init__(self, make: Make, setting: Setting, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, make: Make, setting: Setting, seeds: Sequence[int], kl_weight: float = 1.0
+    ) -> None:
+        self.kl_weight = kl_weight
         states = []
         with torch.random.fork_rng(devices=[]):
             for temperature, seed in zip(setting.temperatures, seeds, strict=True):
@@ -232,4 +236,4 @@ class Estimated(Objective):
         value = self.estimator(q, loss, generator=generators)
         # To the uniform prior.
         kl = (math.log(model.family.num_categories) - discrete.entropy()).sum(-1)
-        return value + kl, -value, kl
+        return value + self.kl_weight * kl, -value, kl

@@ -67,8 +67,9 @@ def build(
 def _objective(runs: Sequence[RunConfig], device: torch.device, dtype: torch.dtype) -> Objective:
     """What `runs` minimise."""
     first = runs[0]
+    kl_weight = 1.0 if first.kl_weight is None else first.kl_weight
     if first.estimator not in ESTIMATORS:
-        return Relaxed(first.num_samples)
+        return Relaxed(first.num_samples, kl_weight)
     setting = Setting(
         tuple(run.temperature for run in runs),
         first.num_samples,
@@ -77,7 +78,7 @@ def _objective(runs: Sequence[RunConfig], device: torch.device, dtype: torch.dty
         first.estimator_temperature,
     )
     seeds = [run.seed for run in runs]
-    return Estimated(ESTIMATORS[first.estimator], setting, seeds).to(device, dtype)
+    return Estimated(ESTIMATORS[first.estimator], setting, seeds, kl_weight).to(device, dtype)
 
 
 class StackTrainer:
