@@ -1,0 +1,217 @@
+"""Writes what reproduction.md and the README say of results, from the records in results/; the tests compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from igr.experiments.paper import figures, results
+from igr.experiments.paper.cells import Cell
+from igr.experiments.paper.plan import Entry, Options, best_entries, by_column, make_plan
+from igr.experiments.paper.specs import FIGURES, TABLES, TableFigure
+from igr.experiments.runs.sweep import nats
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ("figure2", "temperatures")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(entry: Entry) -> str:
+    """How far the released estimate, or where there is none the measure, is from the paper's number."""
+    if entry.paper is None:
+        return ""
+    ours = entry.numbers("released_estimate") if entry.table.has_released else entry.ours
+    spread = math.hypot(*(0 if math.isnan(s) else s for s in (ours[1], entry.paper[1])))
+    difference = ours[0] - entry.paper[0]
+    return f"{difference:+.2f}" + (" (as the paper)" if abs(difference) <= 2 * spread else "")
+
+
+def numbers(entries: Sequence[Entry]) -> str:
+    """The finished rows of a table on one data set."""
+    table, rows = entries[0].table, []
+    for entry in entries:
+        record = entry.record
+        if record is None:
+            continue
+        estimates = [nats(*entry.numbers("released_estimate"))] if table.has_released else []
+        chosen = record["chosen"]
+        rows.append(
+            [
+                entry.row.label,
+                nats(*entry.ours),
+                *estimates,
+                nats(*entry.paper) if entry.paper else "none",
+                _verdict(entry),
+                f"{chosen['temperature']:g}, {chosen['lr']:g}",
+                str(len(record["runs"])),
+            ]
+        )
+    released = ["released estimate"] if table.has_released else []
+    head = ["model", table.measure_label, *released, "the paper", "less the paper's"]
+    return _table([*head, "temperature, learning rate", "seeds"], rows)
+
+
+def missing(groups: Sequence[Sequence[Entry]]) -> str:
+    """What has not been run, by table and data set, and how long that takes on one core."""
+    rows = []
+    for group in groups:
+        cells = dict(_cells(group))
+        left = [(e, cells[e.row.name]) for e in group if e.record is None and e.row.name in cells]
+        if not left:
+            continue
+        table, column = group[0].table, group[0].column
+        selected = (
+            "" if len(left) == len(group) else "".join(f" --row {e.row.name}" for e, _ in left)
+        )
+        hours = sum(cell.units for _, cell in left) / 3600
+        command = f"igr reproduce {table.name} --scale full --dataset {column.dataset}{selected}"
+        rows.append(
+            [f"{table.name}, {column.label}", str(len(left)), f"{hours:.1f}", f"`{command}`"]
+        )
+    return _table(["table", "rows", "core-hours", "command"], rows) if rows else "Nothing.\n"
+
+
+def _cells(entries: Sequence[Entry]) -> Iterator[tuple[str, Cell]]:
+    first = entries[0]
+    options = Options(datasets=(first.column.dataset,))
+    for entry, cell in make_plan([first.table.name], "full", options).entries:
+        if (entry.table, entry.column) == (first.table, first.column):
+            yield entry.row.name, cell
+
+
+def halving(records: Sequence[tuple[Entry, Mapping[str, Any]]]) -> str:
+    """Where all candidates were trained to the end: what halving would have chosen, and what that costs."""
+    rows = []
+    for entry, record in records:
+        candidates = record["candidates"]
+        compared = sorted({each["epochs"] for each in candidates})
+        if len(compared) == 1 or len(candidates) < len(compared) * _count(record):
+            continue
+        everything = {
+            (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"] for c in candidates
+        }
+        kept, chosen = _halved(record, everything)
+        best = record["chosen"]["lr"], record["chosen"]["temperature"]
+        cost = everything[(*best, compared[-1])] - everything[(*chosen, compared[-1])]
+        rows.append(
+            [
+                f"{entry.row.label}, {entry.column.label}",
+                f"{best[1]:g}, {best[0]:g}",
+                f"{chosen[1]:g}, {chosen[0]:g}",
+                f"{cost:.2f}",
+                f"{kept / (_count(record) * compared[-1]):.0%}",
+            ]
+        )
+    head = [
+        "cell",
+        "best of all: temperature, learning rate",
+        "halving chooses",
+        "costs, nats",
+        "of the work",
+    ]
+    return _table(head, rows) if rows else "No cell has been run both ways yet.\n"
+
+
+def _count(record: Mapping[str, Any]) -> int:
+    return len(record["scale"]["temperatures"]) * len(record["scale"]["lrs"])
+
+
+def _halved(
+    record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
+) -> tuple[int, tuple[float, float]]:
+    """Epochs trained in all, and the learning rate and temperature chosen, by halving among what was scored."""
+    entries = make_plan(["table1"], "full", Options(rows=("igr-i",), datasets=("mnist",))).entries
+    rungs = entries[0][1].rungs()
+    trained, finalists = 0, []
+    for lr in record["scale"]["lrs"]:
+        left, before = list(record["scale"]["temperatures"]), 0
+        for epochs, count in rungs:
+            trained += len(left) * (epochs - before)
+            before = epochs
+            left = sorted(left, key=lambda t: -bounds[lr, t, epochs])[:count]
+        finalists.append((lr, left[0]))
+    return trained, max(finalists, key=lambda each: bounds[(*each, rungs[-1][0])])
+
+
+def by_lr(entries: Sequence[Entry]) -> str:
+    """The best held-out bound of each learning rate, after as many epochs as the best temperatures were trained for."""
+    rows = []
+    lrs: list[float] = []
+    for entry in entries:
+        record = entry.record
+        if record is None or not record["candidates"]:
+            continue
+        lrs = record["scale"]["lrs"]
+        last = max(c["epochs"] for c in record["candidates"])
+        best = {
+            lr: max(
+                (c["held_out_bound"], c["temperature"])
+                for c in record["candidates"]
+                if (c["lr"], c["epochs"]) == (lr, last)
+            )
+            for lr in lrs
+        }
+        rows.append([entry.row.label, *(f"{b:.2f} at {t:g}" for b, t in best.values())])
+    return _table(["model", *(f"learning rate {lr:g}" for lr in lrs)], rows)
+
+
+def blocks() -> dict[str, dict[str, str]]:
+    """What belongs between the marks of each page."""
+    entries = best_entries(results.folder())
+    groups = {
+        f"{group[0].table.name} {group[0].column.dataset}": group
+        for name in TABLES
+        for group in by_column([e for e in entries if e.table.name == name])
+    }
+    done = [(e, e.record) for e in entries if e.record is not None]
+    page = {name: numbers(group) for name, group in groups.items() if any(e.record for e in group)}
+    page["halving"] = halving(done)
+    page["learning rates"] = by_lr(groups["table1 mnist"])
+    page["missing"] = missing(list(groups.values()))
+    return {
+        "docs/reproduction.md": page,
+        "README.md": {"table1 mnist": page["table1 mnist"]},
+    }
+
+
+def written(text: str, parts: Mapping[str, str]) -> str:
+    """A page with its parts as they are now."""
+    for name, block in parts.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        if begin not in text or end not in text:
+            raise ValueError(f"expected {begin.strip()} and {end.strip()} in the page")
+        before, _, rest = text.partition(begin)
+        text = before + begin + block + end + rest.partition(end)[2]
+    return text
+
+
+def main() -> None:
+    """Write the pages and draw the pictures."""
+    for page, parts in blocks().items():
+        path = ROOT / page
+        path.write_text(written(path.read_text(), parts))
+    entries = best_entries(results.folder())
+    for name in PICTURES:
+        figure = FIGURES[name]
+        if not isinstance(figure, TableFigure):
+            raise TypeError(name)
+        rows = {
+            e.row.label: e.record
+            for e in entries
+            if e.record is not None
+            and (e.table.name, e.column.dataset) == (figure.table, figure.column)
+            and e.row.name in figure.rows
+        }
+        picture = figures.table_picture(figure, rows, results.folder())
+        if picture is not None:
+            picture.savefig(ROOT / "docs" / "images" / f"{name}.svg", **figures.SUFFIXES[".svg"])
+
+
+if __name__ == "__main__":
+    main()
