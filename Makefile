@@ -8,7 +8,7 @@ WORKERS ?= 2
 # One thread per process: tests run side by side, and small tensors gain nothing from more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
-# The theme's advertisement for its successor is no warning of ours.
+# The tests build the documentation, too. The theme's advertisement for its successor is no warning of ours.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: help demo test slow docs bench lint clean
@@ -26,7 +26,6 @@ demo: $(VENV)/.igr-experiments
 
 test: lint
 	$(PYTEST)
-	$(MKDOCS) --quiet
 
 lint: $(VENV)/.igr-dev
 	$(BIN)/ruff check .

@@ -17,7 +17,13 @@ from markdown.util import AtomicString
 
 class _Inline(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
-        return convert_to_element(" ".join(m.group(1).split())), m.start(0), m.end(0)
+        formula = " ".join(m.group(1).split())
+        element = convert_to_element(formula)
+        if len(formula) > 60:  # may be wider than a phone
+            wrapper = Element("span", {"class": "formula"})
+            wrapper.append(element)
+            element = wrapper
+        return element, m.start(0), m.end(0)
 
 
 class _Block(BlockProcessor):

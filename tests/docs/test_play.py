@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import importlib
 import json
 import math
-import os
-import select
-import shutil
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chromium
 import numpy as np
 import pytest
 import torch
@@ -23,147 +17,20 @@ from scipy import integrate, stats
 
 import igr
 
-fcntl = pytest.importorskip("fcntl")
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "play.html"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-FLAGS = """
-    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --remote-debugging-pipe
-"""
-
-
-class Browser:
-    """One page of headless Chromium, driven over its DevTools protocol by a pair of pipes."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        to_browser, self._write = self._pipe()
-        self._read, from_browser = self._pipe()
-        self._pid = os.posix_spawn(
-            program,
-            [program, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"],
-            os.environ,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_DUP2, to_browser, 3),
-                (os.POSIX_SPAWN_DUP2, from_browser, 4),
-            ],
-            setpgroup=0,
-        )
-        os.close(to_browser)
-        os.close(from_browser)
-        self._received = b""
-        self._id = 0
-        self._session: str | None = None
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    @staticmethod
-    def _pipe() -> list[int]:
-        # Away from 3 and 4, which Chromium is to find them at.
-        ends = os.pipe()
-        moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
-        for end in ends:
-            os.close(end)
-        return moved
-
-    def _receive(self) -> dict[str, Any]:
-        while b"\0" not in self._received:
-            if not select.select([self._read], [], [], 60)[0]:
-                raise TimeoutError("Chromium has not answered for a minute")
-            part = os.read(self._read, 1 << 20)
-            if not part:
-                raise ConnectionError("Chromium has ended")
-            self._received += part
-        message, _, self._received = self._received.partition(b"\0")
-        return json.loads(message)
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        self._id += 1
-        message: dict[str, Any] = {"id": self._id, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while (answer := self._receive()).get("id") != self._id:
-            self.events.append(answer)
-        if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']}")
-        return answer["result"]
-
-    def open(self, url: str, width: int, height: int = 900, scheme: str = "light") -> None:
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-        feature = {"name": "prefers-color-scheme", "value": scheme}
-        self.call("Emulation.setEmulatedMedia", features=[feature])
-        self.events.clear()
-        self.call("Page.navigate", url=url)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(self._receive())
-        self.settle()
-
-    def run(self, script: str) -> Any:
-        """What a script evaluates to."""
-        how = {"returnByValue": True, "awaitPromise": True}
-        answer = self.call("Runtime.evaluate", expression=script, **how)
-        if "exceptionDetails" in answer:
-            raise RuntimeError(answer["exceptionDetails"])
-        return answer["result"].get("value")
-
-    def settle(self) -> None:
-        """Wait until what is due has been drawn."""
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-    def complaints(self) -> list[Any]:
-        """Exceptions and errors of the page so far."""
-        found = []
-        for event in self.events:
-            params = event["params"]
-            if (
-                event["method"] == "Runtime.exceptionThrown"
-                or (event["method"] == "Runtime.consoleAPICalled" and params["type"] == "error")
-                or (event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error")
-            ):
-                found.append(params)
-        return found
-
-    def screenshot(self, path: Path) -> None:
-        answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(answer["data"]))
-
-    def close(self) -> None:
-        self._session = None
-        with contextlib.suppress(OSError):
-            self.call("Browser.close")
-        for _ in range(100):
-            if os.waitpid(self._pid, os.WNOHANG)[0]:
-                break
-            time.sleep(0.05)
-        else:
-            os.killpg(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        os.close(self._read)
-        os.close(self._write)
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Browser]:
     """The page, in a wide window."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip(f"no Chromium on the path: looked for {', '.join(NAMES)}")
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    browser.open(PAGE.as_uri(), 1280)
-    yield browser
-    browser.close()
+    with chromium.start(tmp_path_factory.mktemp("profile")) as browser:
+        browser.open(PAGE.as_uri(), 1280)
+        yield browser
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Browser]:
+def page(browser: chromium.Browser) -> Iterator[chromium.Browser]:
     """The same page at its start, which must not complain while a test uses it."""
     browser.run("$('compare').checked || $('compare').click(); $('reset').click()")
     browser.settle()
@@ -229,26 +96,26 @@ def make_settings() -> list[dict[str, float]]:
 SETTINGS = make_settings()
 
 
-def ask(page: Browser, function: str, *args: Any) -> Any:
+def ask(page: chromium.Browser, function: str, *args: Any) -> Any:
     """What a function returns in the page."""
     # JSON has no -inf, so it comes as null.
     given = ", ".join(json.dumps(arg) for arg in args)
     return json.loads(page.run(f"JSON.stringify(({function})({given}))"))
 
 
-def library(page: Browser, form: str, params: dict[str, float]) -> Any:
+def library(page: chromium.Browser, form: str, params: dict[str, float]) -> Any:
     """The distribution that the page's line of Python makes."""
     return eval(ask(page, "igr.python", form, params), {"igr": igr, "torch": torch})
 
 
-def test_forms_and_ranges_are_those_tested(page: Browser) -> None:
+def test_forms_and_ranges_are_those_tested(page: chromium.Browser) -> None:
     assert page.run("igr.names") == list(FORMS)
     assert page.run("igr.state.common") == START
     ends = "Object.entries(sliders).map(([name, s]) => [name, [s.value(0), s.value(s.count)]])"
     assert {name: tuple(pair) for name, pair in page.run(ends)} == RANGES
 
 
-def test_links_lead_to_pages_and_names_that_exist(page: Browser) -> None:
+def test_links_lead_to_pages_and_names_that_exist(page: chromium.Browser) -> None:
     links = page.run("[...document.links].map((link) => link.getAttribute('href'))")
     assert len(links) == 1 + len(FORMS)
     for link in links[1:]:
@@ -261,7 +128,7 @@ def test_links_lead_to_pages_and_names_that_exist(page: Browser) -> None:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
-def test_log_densities_are_the_librarys(page: Browser, form: str) -> None:
+def test_log_densities_are_the_librarys(page: chromium.Browser, form: str) -> None:
     anywhere = torch.distributions.Dirichlet(torch.ones(3)).sample((50,)).log()
     function = """(form, p, points) => points.map((z) => igr.logProb(form, p, z))"""
     for params in SETTINGS:
@@ -276,7 +143,7 @@ def test_log_densities_are_the_librarys(page: Browser, form: str) -> None:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
 def test_samples_and_categories_are_the_librarys_for_the_same_noise(
-    page: Browser, form: str
+    page: chromium.Browser, form: str
 ) -> None:
     kind = "gumbel" if form == "GumbelSoftmax" else "gaussian"
     noise = ask(page, "(kind) => igr.noise(3, 100)[kind]", kind)
@@ -298,7 +165,7 @@ def test_samples_and_categories_are_the_librarys_for_the_same_noise(
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("form", FORMS)
-def test_probabilities_are_the_librarys(page: Browser, form: str) -> None:
+def test_probabilities_are_the_librarys(page: chromium.Browser, form: str) -> None:
     for params in SETTINGS:
         q = library(page, form, params)
         got = torch.tensor(ask(page, "igr.probs", form, params), dtype=torch.float64)
@@ -318,7 +185,9 @@ def test_probabilities_are_the_librarys(page: Browser, form: str) -> None:
 
 
 @pytest.mark.usefixtures("double")
-def test_probabilities_behind_a_flow_are_integrals_of_the_librarys_density(page: Browser) -> None:
+def test_probabilities_behind_a_flow_are_integrals_of_the_librarys_density(
+    page: chromium.Browser,
+) -> None:
     # Softmax++ at delta 1 and temperature 1: category k is where z_k is the largest, a wedge at the origin of
     # x = (log z_1 / z_3, log z_2 / z_3), whose density is q(z) z_1 z_2 z_3.
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(300))
@@ -338,7 +207,9 @@ def test_probabilities_behind_a_flow_are_integrals_of_the_librarys_density(page:
 
 
 @pytest.mark.usefixtures("double")
-def test_probabilities_of_interpolation_are_integrals_over_the_other_piece(page: Browser) -> None:
+def test_probabilities_of_interpolation_are_integrals_over_the_other_piece(
+    page: chromium.Browser,
+) -> None:
     # The second piece is over half where y_2 > 0 and y_1 < -2 artanh(exp(-y_2)).
     for params in SETTINGS:
         first, second = (stats.norm(params[f"loc{k}"], params[f"scale{k}"]) for k in (1, 2))
@@ -353,7 +224,7 @@ def test_probabilities_of_interpolation_are_integrals_over_the_other_piece(page:
         assert got == pytest.approx([first.sf(0), two, first.cdf(0) - two], abs=1e-6)
 
 
-def test_noise_is_gaussian_and_gumbel_and_repeats(page: Browser) -> None:
+def test_noise_is_gaussian_and_gumbel_and_repeats(page: chromium.Browser) -> None:
     # Kolmogorov and Smirnov's test four times over: wrong by chance in 4 of 100,000 seeds.
     draws = ask(page, "() => [igr.noise(1, 5000), igr.noise(1, 5000), igr.noise(2, 5000)]")
     assert draws[0] == draws[1]
@@ -377,12 +248,12 @@ NUMBERS = "[...document.querySelectorAll('.number')].map((node) => node.textCont
 TAKES = "Object.fromEntries(igr.names.map((n) => [n, forms[n].sliders]))"
 
 
-def move(page: Browser, slider: str, position: int) -> None:
+def move(page: chromium.Browser, slider: str, position: int) -> None:
     page.run(f"$('{slider}').value = {position}; $('{slider}').dispatchEvent(new Event('input'))")
     page.settle()
 
 
-def test_one_slider_moves_every_picture_that_depends_on_it(page: Browser) -> None:
+def test_one_slider_moves_every_picture_that_depends_on_it(page: chromium.Browser) -> None:
     takes = page.run(TAKES)
     before = page.run(PICTURES)
     for name in RANGES:
@@ -396,7 +267,9 @@ def test_one_slider_moves_every_picture_that_depends_on_it(page: Browser) -> Non
     assert page.run(PICTURES) == before
 
 
-def test_probabilities_are_shown_and_do_not_depend_on_the_temperature(page: Browser) -> None:
+def test_probabilities_are_shown_and_do_not_depend_on_the_temperature(
+    page: chromium.Browser,
+) -> None:
     def shown() -> list[str]:
         params = page.run("igr.state.common")
         return [f"{abs(p):.3f}" for form in FORMS for p in ask(page, "igr.probs", form, params)]
@@ -409,7 +282,7 @@ def test_probabilities_are_shown_and_do_not_depend_on_the_temperature(page: Brow
     assert page.run(NUMBERS) == shown() != before
 
 
-def test_buttons_and_keys(page: Browser) -> None:
+def test_buttons_and_keys(page: chromium.Browser) -> None:
     before = page.run(PICTURES)
     page.run("$('renew').click()")
     page.settle()
@@ -434,7 +307,7 @@ def test_buttons_and_keys(page: Browser) -> None:
     assert same[0] == pytest.approx(same[1], abs=0.005)
 
 
-def test_each_form_on_its_own(page: Browser) -> None:
+def test_each_form_on_its_own(page: chromium.Browser) -> None:
     move(page, "all-loc1", 120)
     before = page.run(PICTURES)
     page.run("$('compare').click()")
@@ -446,7 +319,9 @@ def test_each_form_on_its_own(page: Browser) -> None:
     assert page.run("igr.state.own.SoftmaxIGR.loc1") == page.run("igr.state.common.loc1") == 1
 
 
-def test_every_slider_has_a_name_a_value_and_a_place_in_the_order_of_keys(page: Browser) -> None:
+def test_every_slider_has_a_name_a_value_and_a_place_in_the_order_of_keys(
+    page: chromium.Browser,
+) -> None:
     faults = page.run("""[...document.querySelectorAll("input[type=range]")].filter((input) =>
       !input.labels[0]?.textContent || !input.getAttribute("aria-valuetext") || input.tabIndex !== 0 ||
       !document.querySelector(`output[for="${input.id}"]`).textContent).map((input) => input.id)""")
@@ -464,7 +339,7 @@ OVERFLOW = """(() => {
 })()"""
 
 
-def test_the_choice_of_light_or_dark_in_the_documentation_holds(page: Browser) -> None:
+def test_the_choice_of_light_or_dark_in_the_documentation_holds(page: chromium.Browser) -> None:
     key = "new URL('.', location).pathname + '.__palette'"  # as the theme's scripts have it
     for media, scheme, shown in (
         ("(prefers-color-scheme: light)", "slate", "dark"),
@@ -504,7 +379,7 @@ CONTRAST = """(() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_everything_fits_and_can_be_read_and_nothing_is_loaded(
-    page: Browser, width: int, scheme: str
+    page: chromium.Browser, width: int, scheme: str
 ) -> None:
     page.open(PAGE.as_uri(), width, scheme=scheme)
     assert page.run("document.documentElement.dataset.theme") == scheme
