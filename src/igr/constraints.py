@@ -1,4 +1,16 @@
-"""The simplex with a tolerance that fits dtype and K, its corner, its faces, and what a map reaches of it."""
+r"""The simplex with a tolerance that fits dtype and K, its corner, its faces, and what a map reaches of it.
+
+>>> simplex.check(torch.tensor([0.25, 0.75], dtype=torch.bfloat16))
+tensor(True)
+>>> corner.check(torch.tensor([0.25, 0.5]))
+tensor(True)
+>>> face(torch.tensor([True, False, True])).check(torch.tensor([[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]))
+tensor([ True, False])
+>>> from igr import Compose, SoftmaxPlusPlus, StickBreaking
+>>> reached = image(Compose([StickBreaking(), SoftmaxPlusPlus(0.5)]))
+>>> reached.check(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
+tensor([ True, False])
+"""
 
 from __future__ import annotations
 
@@ -17,16 +29,6 @@ __all__ = ["corner", "countable", "face", "image", "simplex"]
 
 
 class _Simplex(constraints.Constraint):
-    r"""Vectors of K non-negative entries that sum to one.
-
-    The sum may be off by what rounding K entries and adding them up can do: :math:`8 \epsilon + \epsilon' K / 16 + K`
-    times the smallest positive number of the dtype, where :math:`\epsilon'` is that of float32 at least. torch's own
-    ``constraints.simplex`` allows 1e-6 for every dtype and K, which half precision and K = 50,000 exceed.
-
-    >>> simplex.check(torch.tensor([0.25, 0.75], dtype=torch.bfloat16))
-    tensor(True)
-    """
-
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
@@ -44,12 +46,6 @@ class _Simplex(constraints.Constraint):
 
 
 class _Corner(constraints.Constraint):
-    """Vectors of K-1 positive entries whose sum is below one: the simplex without its last coordinate.
-
-    >>> corner.check(torch.tensor([0.25, 0.5]))
-    tensor(True)
-    """
-
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
@@ -57,18 +53,6 @@ class _Corner(constraints.Constraint):
 
 
 class _Face(constraints.Constraint):
-    """The face of the simplex whose corners are the allowed categories: all others are 0.
-
-    `biject_to` gives stick-breaking over the allowed categories. It takes K-1 coordinates, of which a face with fewer
-    corners has no need: those count as standard normal, so that a density over all K-1 is proper.
-
-    Args:
-        allowed: boolean, ``(*batch, K)``.
-
-    >>> face(torch.tensor([True, False, True])).check(torch.tensor([[0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]))
-    tensor([ True, False])
-    """
-
     event_dim = 1
 
     def __init__(self, allowed: Tensor) -> None:
@@ -80,17 +64,6 @@ class _Face(constraints.Constraint):
 
 
 class _Image(constraints.Constraint):
-    """The points of the simplex that a map from R^(K-1) reaches, up to rounding; `biject_to` gives the map.
-
-    Args:
-        transform: the map.
-
-    >>> from igr import Compose, SoftmaxPlusPlus, StickBreaking
-    >>> reached = image(Compose([StickBreaking(), SoftmaxPlusPlus(0.5)]))
-    >>> reached.check(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
-    tensor([ True, False])
-    """
-
     event_dim = 1
 
     def __init__(self, transform: Compose) -> None:
@@ -102,17 +75,39 @@ class _Image(constraints.Constraint):
 
 
 class _Countable(_Simplex):
-    """Vectors on the simplex with as many entries as each sample needs, then zeros.
-
-    No map from a fixed number of coordinates reaches them all, so `biject_to` refuses.
-    """
+    pass
 
 
 simplex = _Simplex()
+r"""Vectors of K non-negative entries that sum to one.
+
+The sum may be off by what rounding K entries and adding them up can do: :math:`8 \epsilon + \epsilon' K / 16 + K`
+times the smallest positive number of the dtype, where :math:`\epsilon'` is that of float32 at least. torch's own
+``constraints.simplex`` allows 1e-6 for every dtype and K, which half precision and K = 50,000 exceed.
+"""
+
 countable = _Countable()
+"""Vectors on the simplex with as many entries as each sample of `igr.CountableIGR` needs, then zeros.
+
+No map from a fixed number of coordinates reaches them all, so `biject_to` refuses.
+"""
+
 corner = _Corner()
+"""Vectors of K-1 positive entries whose sum is below one: the simplex without its last coordinate."""
+
 face = _Face
+"""``face(allowed)``: the face of the simplex whose corners are the allowed categories; all others are 0.
+
+`allowed` is boolean, ``(*batch, K)``. `biject_to` gives stick-breaking over the allowed categories. It takes K-1
+coordinates, of which a face with fewer corners has no need: those count as standard normal, so that a density over all
+K-1 is proper.
+"""
+
 image = _Image
+"""``image(transform)``: the points of the simplex that a map from R^(K-1) reaches, up to rounding.
+
+`biject_to` gives the map.
+"""
 
 
 @biject_to.register(simplex)

@@ -175,10 +175,21 @@ class Relaxation(PyroSite):
         return self._cast(log_z.exp()), log_prob
 
     def hard(self, value: Tensor | None = None, *, log_value: Tensor | None = None) -> Tensor:
-        """One-hot vector of the category that a relaxed sample stands for (the limit of Proposition 1).
+        r"""One-hot vector of the category that a relaxed sample stands for (Proposition 1).
+
+        .. math:: \lim_{\tau \to 0} g(g^{-1}(\tilde z, \tau), \tau)
+
+        It is that of the largest entry, except for `igr.StickBreakingIGR`, where the limit is another. Its
+        probabilities are `probs`.
 
         Args:
             value: samples ``(*sample_shape, *batch, K)``, or give their logarithms as `log_value`.
+
+        >>> from igr import SoftmaxIGR
+        >>> q = SoftmaxIGR(torch.zeros(2), torch.ones(2), temperature=0.5)
+        >>> q.hard(torch.tensor([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]))
+        tensor([[0., 1., 0.],
+                [0., 0., 1.]])
         """
         given = self._given(value, log_value)
         log_z = given.log() if log_value is None else given
@@ -197,11 +208,24 @@ class Relaxation(PyroSite):
     def straight_through(
         self, sample_shape: Sequence[int] = (), *, return_relaxed: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Draw one-hot vectors that carry the gradient of the relaxed sample.
+        r"""Draw one-hot vectors that carry the gradient of the relaxed sample.
+
+        .. math:: b = \mathrm{hard}(\tilde z) \text{ forward}, \qquad
+                  \nabla_\theta b := \nabla_\theta \tilde z_\theta(\epsilon) \text{ backward}
+
+        The gradient is biased, the less the lower the temperature; see `igr.estimators` for others.
 
         Args:
             sample_shape: of the draw.
             return_relaxed: return the relaxed sample as well, ``(hard, relaxed)``.
+
+        >>> from igr import SoftmaxIGR
+        >>> loc = torch.zeros(2, requires_grad=True)
+        >>> b, z = SoftmaxIGR(loc, torch.ones(2), temperature=0.5).straight_through(return_relaxed=True)
+        >>> b.sort().values, bool(b[z.argmax()] == 1)
+        (tensor([0., 0., 1.], grad_fn=<SortBackward0>), True)
+        >>> torch.equal(*(torch.autograd.grad(x[0], loc, retain_graph=True)[0] for x in (b, z)))
+        True
         """
         log_z = self.rsample_log(sample_shape)
         hard = functional.one_hot_argmax(self.hard_scores(log_z))
@@ -840,12 +864,16 @@ class IGR(Relaxation, TransformedDistribution):
 
 
 class SoftmaxIGR(IGR):
-    r"""IGR-I: Gaussian noise through the softmax++ (15).
+    r"""IGR-I: Gaussian noise through the softmax++ (15), the form to begin with.
 
-    Two of them always have a closed-form KL divergence, whatever their temperatures and deltas: (loc, scale,
-    temperature) are identified only up to a common factor, and the sample is a softmax++ at temperature and delta 1
-    of :math:`\mathcal N(\mu/\tau - \log\delta, \sigma/\tau)`. So the temperature acts through the prior and through
-    the parameterization.
+    .. math:: y = \mu + \sigma \epsilon, \quad \epsilon \sim \mathcal N(0, I_{K-1}), \qquad
+              \tilde z_k = \frac{\exp(y_k / \tau)}{\sum_{j<K} \exp(y_j / \tau) + \delta}, \quad
+              \tilde z_K = 1 - \sum_{k<K} \tilde z_k \qquad (10, 15)
+
+    The temperature says how close to one-hot samples are; the probabilities of the categories, `probs`, do not depend
+    on it. Two of them always have a closed-form KL divergence, whatever their temperatures and deltas: the sample is a
+    softmax++ at temperature and delta 1 of :math:`\mathcal N(\mu/\tau - \log\delta, \sigma/\tau)`, so (loc, scale,
+    temperature) are identified only up to a common factor.
 
     Args:
         loc, scale: ``(*batch, K-1)``.
@@ -864,8 +892,14 @@ class SoftmaxIGR(IGR):
     >>> q.probs
     tensor([0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109, 0.1109,
             0.0020])
-    >>> SoftmaxIGR.uniform(4, temperature=0.1).probs
-    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    >>> p = SoftmaxIGR.uniform(10, temperature=0.1)
+    >>> p.probs.min(), p.probs.max()
+    (tensor(0.1000), tensor(0.1000))
+    >>> z = q.rsample((5,))  # on the simplex, with gradients to loc and scale
+    >>> z.shape, z.sum(-1)
+    (torch.Size([5, 10]), tensor([1.0000, 1.0000, 1.0000, 1.0000, 1.0000]))
+    >>> torch.distributions.kl_divergence(q, p)
+    tensor(2.5513)
     """
 
     _by_sticks = False
@@ -1116,8 +1150,11 @@ class GumbelSoftmax(Relaxation):
 
     Source: Jang et al. (2017), Maddison et al. (2017, ExpConcrete).
 
-    >>> q = GumbelSoftmax(0.01, logits=torch.zeros(10))
-    >>> bool(q.rsample_and_log_prob()[1].isfinite())
+    >>> q = GumbelSoftmax(0.01, logits=torch.zeros(4))
+    >>> q.probs
+    tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    >>> z, log_prob = q.rsample_and_log_prob((1000,))  # of most, torch's RelaxedOneHotCategorical says NaN
+    >>> bool(log_prob.isfinite().all())
     True
     """
 

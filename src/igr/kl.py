@@ -35,10 +35,23 @@ _CATEGORICAL = (Categorical, OneHotCategorical)
 def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Tensor:
     r"""KL(q || p): in closed form where there is one, by Monte Carlo elsewhere, and of categories.
 
-    - Between relaxations, and whatever else torch knows a closed form for: ``torch.distributions.kl_divergence``,
-      (13) for most pairs. Where there is none, such as between two `igr.GumbelSoftmax`, `monte_carlo_kl`.
-    - Between a relaxation and a torch ``Categorical`` or ``OneHotCategorical``, in either order: the divergence of
-      the recovered categorical distribution, `plug_in_kl`, which with relaxed samples gives no bound.
+    .. math:: \mathrm{KL}(q \,\|\, p) = \sum_{k<K} \left( \log \frac{s_k}{\sigma_k}
+              + \frac{\sigma_k^2 + (\mu_k - m_k)^2}{2 s_k^2} - \frac 1 2 \right) \qquad (13)
+
+    where q has location :math:`\mu` and scale :math:`\sigma`, and p has m and s.
+
+    | q | p | what it is |
+    | --- | --- | --- |
+    | `SoftmaxIGR` | `SoftmaxIGR` | (13), of any two temperatures and deltas; infinite where `allowed` differs |
+    | an IGR of another form | the same form and map: temperature, delta, flow | (13) |
+    | `CountableIGR` | `CountableIGR` of the same closing map | (13), over the coordinates that either holds |
+    | an IGR, `GumbelSoftmax` | any other relaxation | `monte_carlo_kl` |
+    | an IGR, `GumbelSoftmax` | torch's `RelaxedOneHotCategorical`, `Dirichlet`, `LogisticNormal` | `monte_carlo_kl` |
+    | a relaxation | `Categorical`, `OneHotCategorical` | `plug_in_kl`: with relaxed samples it gives no bound |
+    | `Categorical`, `OneHotCategorical` | a relaxation, or one of these | (8) of the categories |
+    | any other | any other | torch's own, where there is one |
+
+    ``torch.distributions.kl_divergence`` has those in closed form, and for the others an error that says what to call.
 
     Args:
         q, p: distributions.

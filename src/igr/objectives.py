@@ -53,8 +53,16 @@ def importance_weighted_bound(
 
     Source: Burda et al. (2016), equation (8).
 
-    >>> importance_weighted_bound(torch.tensor([-1.0, -1.0]), torch.tensor(-2.0), torch.tensor(-2.0))
-    tensor(-1.)
+    >>> from igr import SoftmaxIGR
+    >>> from torch.distributions import Bernoulli
+    >>> encoder, decoder = torch.nn.Linear(16, 6), torch.nn.Linear(4, 16)  # one variable of 4 categories
+    >>> x = torch.rand(8, 16).round()
+    >>> loc, log_scale = encoder(x).chunk(2, -1)
+    >>> q = SoftmaxIGR(loc, log_scale.exp(), temperature=0.5).discrete()  # what is relaxed, of batch shape (8,)
+    >>> z = q.sample((100,))
+    >>> log_likelihood = Bernoulli(logits=decoder(z)).log_prob(x).sum(-1)
+    >>> importance_weighted_bound(log_likelihood, -torch.tensor(4.0).log(), q.log_prob(z)).shape
+    torch.Size([8])
     """
     terms = _checks.broadcast(log_likelihood=log_likelihood, log_prior=log_prior, log_q=log_q)
     return _log_mean_exp(terms[0] + terms[1] - terms[2], dim)
