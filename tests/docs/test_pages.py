@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -10,39 +10,46 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ["README.md", "docs/index.md", "docs/estimators.md", "docs/priors.md"]
+TEXTS = [
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        *sorted((ROOT / "docs").glob("*.md")),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
+    )
+]
+# Run in the tests of what they are about.
+ELSEWHERE = {"docs/countable.md", "docs/modules.md", "docs/pyro.md", "docs/development.md"}
+RESULT = re.compile(r"^(\S[^#=\n]*?)  # ((?:tensor|torch\.Size)\(.*?\))(?=[:,;]|$)", re.MULTILINE)
 
 
 def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_blocks_run_one_after_the_other(page: str) -> None:
+@pytest.mark.parametrize("page", [page for page in TEXTS if blocks(page) and page not in ELSEWHERE])
+def test_blocks_run_one_after_the_other(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("sklearn", reason="needs the extra `experiments`")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
     torch.manual_seed(0)
     names: dict[str, object] = {}
     for block in blocks(page):
         exec(re.sub(r"range\(2000\)", "range(3)", block), names)
+        for expression, result in RESULT.findall(block):
+            assert repr(eval(expression, names)) == result, expression
 
 
-def test_every_page_with_blocks_is_run() -> None:
-    """Here, or in the tests of what the page is about."""
-    elsewhere = {"docs/countable.md", "docs/modules.md", "docs/pyro.md", "docs/development.md"}
-    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    assert {page for page in (*pages, "README.md") if blocks(page)} == {*PAGES, *elsewhere}
-
-
-def test_figures_of_results_are_those_of_the_records() -> None:
-    """`python docs/_reproduction.py` writes them."""
+@pytest.mark.parametrize("name", ["_reproduction", "_measured"])
+def test_figures_are_those_of_the_records(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python docs/_reproduction.py` and `docs/_measured.py` write them."""
     pytest.importorskip("igr.experiments.paper.results")
-    spec = importlib.util.spec_from_file_location("_reproduction", ROOT / "docs/_reproduction.py")
-    assert spec
-    assert spec.loader
-    spec.loader.exec_module(pages := importlib.util.module_from_spec(spec))
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    pages, written = importlib.import_module(name), importlib.import_module("_reproduction").written
     for page, parts in pages.blocks().items():
         text = (ROOT / page).read_text()
-        assert pages.written(text, parts) == text, page
+        assert written(text, parts) == text, page
 
 
 @pytest.mark.slow
@@ -53,13 +60,6 @@ def test_the_readmes_autoencoder_learns() -> None:
     assert float(names["loss"].detach()) < 24  # type: ignore[attr-defined]  # 44 for independent coin flips
 
 
-TEXTS = [
-    path.relative_to(ROOT).as_posix()
-    for path in (
-        *(ROOT / "docs").glob("*.md"),
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "results/README.md")),
-    )
-]
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 
 
