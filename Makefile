@@ -9,7 +9,7 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS)
 # The tests build the documentation, too. The theme's advertisement for its successor is no warning of ours.
-MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+MKDOCS := NO_MKDOCS_2_WARNING=1 TQDM_DISABLE=1 $(BIN)/mkdocs build --strict
 
 .PHONY: help demo test slow docs bench lint clean
 
@@ -37,13 +37,13 @@ slow: $(VENV)/.igr-dev
 	$(PYTEST) -m slow --timeout 3600
 
 docs: $(VENV)/.igr-dev
-	$(MKDOCS)
+	$(ONE_THREAD) $(MKDOCS)
 
 bench: $(VENV)/.igr-dev
 	$(BIN)/python benchmarks/run.py --json benchmarks.json
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site docs/tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps say which extra is installed; they go stale when the requirements change.
 $(VENV)/.igr-experiments: EXTRA := experiments
