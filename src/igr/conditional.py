@@ -29,15 +29,22 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class _Rule(NamedTuple):
-    """How fine the quadrature is: nats below the maximum that it covers, panels, nodes in each."""
+    """How fine the quadratures are.
+
+    `drop` is how many nats below the maximum they cover. A draw is inverted on `panels` of `nodes` each; a side of it
+    that is w wide takes `least + growth w` nodes, or `most` where w cannot be asked.
+    """
 
     drop: float
     panels: int
     nodes: int
+    least: float
+    growth: float
+    most: int
 
 
-_FINE = _Rule(drop=36.0, panels=8, nodes=16)
-_COARSE = _Rule(drop=22.0, panels=6, nodes=8)
+_FINE = _Rule(drop=36.0, panels=8, nodes=16, least=8.0, growth=19.0, most=96)
+_COARSE = _Rule(drop=22.0, panels=6, nodes=8, least=3.0, growth=10.5, most=44)
 
 
 def _compute_dtype(value: Tensor) -> torch.dtype:
@@ -288,71 +295,80 @@ def _rule_and_integral(num_nodes: int) -> tuple[list[float], list[float], list[l
 
 # Made once: compilers trace neither the making nor a cache.
 _RULES = {rule.nodes: _rule_and_integral(rule.nodes) for rule in (_FINE, _COARSE)}
+_MOST = {rule.most: gauss_legendre(rule.most) for rule in (_FINE, _COARSE)}
 
 
-def _largest(
-    loc: Tensor,
-    scale: Tensor,
-    winner: Tensor,
-    others: Tensor,
-    floor: Tensor,
-    noise: Tensor,
-    rule: _Rule,
-    given: bool,
-) -> tuple[Tensor, ...]:
-    r"""Draw of the largest normal given which one it is, log-probability of that, and derivatives of both.
+# The batch M comes last, and the n normals before it: what they share, or nodes, then broadcasts over long runs of
+# memory.
+
+
+class _Density(NamedTuple):
+    r"""Density of t, the largest of several normals, given which one it is, up to a factor.
 
     With x_j = (t - m_j) / s_j, k the winner, the density on t > floor is proportional to exp(psi(t)) with
 
         psi(t) = -x_k**2 / 2 + sum over others of log Phi(x_j),
 
-    which is concave. Find its maximum and the range where it is within drop of it, place Gauss-Legendre panels on a
-    grid that gets finer towards the left end (only there can factors with a small scale be seen: a factor whose step
-    lies d above the left end has a scale of at least d / sqrt(2 drop)), add up, invert, polish.
+    which is concave. Everything is measured from its maximum, so that nothing cancels where psi itself is huge.
 
-    Everything is measured from the maximum, so that nothing cancels where psi itself is huge.
-
-    Shapes: (M, n) for loc, scale, winner, others; (M,) for floor and noise. With `given`, the values of t stand in the
-    place of the noise that leads to them, and nothing has to be inverted. Returns t, log P (M,) and the derivatives of
-    both with respect to loc and scale (M, n).
+    Shapes: (n, M) for x_j at the maximum, 1 / s_j and the others (0 or 1); (M,) for x_k at the maximum and s_k, and
+    for the range: t less the maximum is left + unit (exp(v) - 1), v up to `width`. In v a density is resolved evenly:
+    only at the left end can factors with a small scale be seen, for a factor whose step lies d above it has a scale of
+    at least d / sqrt(2 drop).
     """
-    drop, panels, num_nodes = rule
+
+    x0: Tensor
+    inverse: Tensor
+    others: Tensor
+    own0: Tensor
+    scale_k: Tensor
+    left: Tensor
+    unit: Tensor
+    width: Tensor
+
+    def at(self, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """psi less its maximum (q, M), x and phi(x) / Phi(x) (q, n, M) at `offset` (q, M) from the maximum."""
+        x, rise, mills = _log_ndtr_rise(self.x0, self.inverse, offset.unsqueeze(1))
+        own = offset / self.scale_k
+        return (rise * self.others).sum(1) - own * (self.own0 + 0.5 * own), x, mills
+
+    def place(self, v: Tensor) -> Tensor:
+        """Offset from the maximum."""
+        return torch.addcmul(self.left, self.unit, torch.expm1(v))
+
+
+def _find_density(
+    loc: Tensor, scale: Tensor, winner: Tensor, others: Tensor, floor: Tensor, drop: float
+) -> tuple[_Density, Tensor, Tensor]:
+    """Finds the maximum, and the range where psi is within `drop` of it. Returns psi's maximum and its place too."""
     inverse = 1 / scale
-    loc_k, scale_k = (loc * winner).sum(-1), (scale * winner).sum(-1)
+    loc_k, scale_k = (loc * winner).sum(0), (scale * winner).sum(0)
     weight = others.to(loc.dtype)
     scaled_weight = weight * inverse
 
     # the maximum: psi' is convex and falls, so that Newton's method from the left does not overshoot
     mode = torch.maximum(loc_k, floor)
     for _ in range(10):
-        x = (mode.unsqueeze(-1) - loc) * inverse
+        x = (mode - loc) * inverse
         mills = _mills(x)
-        slope = (mills * scaled_weight).sum(-1) - (mode - loc_k) / scale_k**2
-        curve = ((mills * (x + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(-1)
+        slope = (mills * scaled_weight).sum(0) - (mode - loc_k) / scale_k**2
+        curve = ((mills * (x + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(0)
         before, mode = mode, torch.maximum(mode + slope / (curve + scale_k**-2), floor)
         if values_can_be_read(mode) and not bool((mode - before > 1e-9 * scale_k).any()):
             break
-    x0 = (mode.unsqueeze(-1) - loc) * inverse
+    x0 = (mode - loc) * inverse
     own0 = (mode - loc_k) / scale_k
     mills = _mills(x0)
-    fall = (own0 / scale_k - (mills * scaled_weight).sum(-1)).clamp(min=0.0)
+    fall = (own0 / scale_k - (mills * scaled_weight).sum(0)).clamp(min=0.0)
     # h (x + h) lies in (0, 1); the clamp is for rounding where x is far below 0
-    curve = ((mills * (x0 + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(-1) + scale_k**-2
-
-    def log_density(offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """psi less its maximum, x and phi(x) / Phi(x) at mode + offset (M, q)."""
-        x, rise, mills = _log_ndtr_rise(
-            x0.unsqueeze(-1), inverse.unsqueeze(-1), offset.unsqueeze(-2)
-        )
-        own = offset / scale_k.unsqueeze(-1)
-        psi = (weight.unsqueeze(-2) @ rise).squeeze(-2) - own * (own0.unsqueeze(-1) + 0.5 * own)
-        return psi, x, mills
+    curve = ((mills * (x0 + mills)).clamp(0.0, 1.0) * scaled_weight * inverse).sum(0) + scale_k**-2
+    found = _Density(x0, inverse, weight, own0, scale_k, *[torch.zeros_like(mode)] * 3)
 
     def newton(offset: Tensor) -> Tensor:
         """A step towards where psi has fallen by `drop`."""
-        psi, _, mills = log_density(offset.unsqueeze(-1))
-        slope = (mills[..., 0] * scaled_weight).sum(-1) - (own0 + offset / scale_k) / scale_k
-        return offset - (psi[..., 0] + drop) / slope
+        psi, _, mills = found.at(offset.unsqueeze(0))
+        slope = (mills[0] * scaled_weight).sum(0) - (own0 + offset / scale_k) / scale_k
+        return offset - (psi[0] + drop) / slope
 
     # the right end: psi'' <= -1 / scale_k**2 bounds it, and Newton's method comes nearer from there
     right = 2 * drop / (fall + torch.sqrt(fall * fall + 2 * drop / scale_k**2))
@@ -360,121 +376,133 @@ def _largest(
         right = torch.minimum(newton(right).clamp(min=0.0), right)
     # the left end: psi'' is at most what it is at the maximum, and no factor can fall by more than the whole may
     bound = -torch.sqrt(2 * drop / curve)
-    gain = 0.5 * own0 * own0
-    limit = -scale * (x0 + torch.sqrt(2 * (drop + gain.unsqueeze(-1) - _log_ndtr(x0))))
-    limit = torch.where(others, limit, -torch.inf).amax(-1)
+    gain, log_cdf = 0.5 * own0 * own0, _log_ndtr(x0)
+    limit = -scale * (x0 + torch.sqrt(2 * (drop + gain - log_cdf)))
+    limit = torch.where(others, limit, -torch.inf).amax(0)
     left = torch.minimum(torch.maximum(bound, limit), 1e-3 * bound)
     for _ in range(3):
         left = torch.minimum(torch.maximum(newton(left), bound), 1e-3 * bound)
     left = torch.maximum(left, floor - mode)
 
-    # panels of equal width in v, t = left + unit (exp(v) - 1); from here on t too is measured from the maximum
-    visible = winner | (others & (x0 + left.unsqueeze(-1) * inverse < 7.0))
-    unit = 2.5 * torch.where(visible, scale, torch.inf).amin(-1)
-    reach = torch.maximum(right - left, 1e-12 * unit)
-    width = torch.log1p(reach / unit) / panels
-    node, node_weight, to_integral = (
-        torch.tensor(a, dtype=loc.dtype, device=loc.device) for a in _RULES[num_nodes]
-    )
-    panel = torch.arange(panels, dtype=loc.dtype, device=loc.device)
-    v = (panel.unsqueeze(-1) + node).flatten() * width.unsqueeze(-1)
-    psi, x, mills = log_density(left.unsqueeze(-1) + unit.unsqueeze(-1) * torch.expm1(v))
-    # per unit of v / width, in which every panel has length 1
-    density = torch.exp(psi + v) * (unit * width).unsqueeze(-1)
-    density = density.unflatten(-1, (panels, num_nodes))
-    mass = density * node_weight
-    panel_mass = mass.sum(-1)
-    total = panel_mass.sum(-1)
+    visible = winner | (others & (x0 + left * inverse < 7.0))
+    unit = 2.5 * torch.where(visible, scale, torch.inf).amin(0)
+    width = torch.log1p(((right - left) / unit).clamp(min=1e-12))
+    found = found._replace(left=left, unit=unit, width=width)
+    return found, (weight * log_cdf).sum(0) - gain, mode
 
-    below = panel_mass.cumsum(-1)
-    if given:
-        drawn = noise
-        t = torch.minimum(torch.maximum(drawn - mode, left), right)
-        index = torch.floor(torch.log1p((t - left) / unit) / width).long().clamp(0, panels - 1)
-        upper = below.gather(-1, index.unsqueeze(-1)).squeeze(-1) > 0.5 * total
-    else:
-        # the panel that holds the quantile, and in it the quantile of the polynomial through the nodes
-        target = noise * total
-        index = (below < target.unsqueeze(-1)).sum(-1).clamp(max=panels - 1)
-        chosen = panel_mass.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-        inside = target - (below.gather(-1, index.unsqueeze(-1)).squeeze(-1) - chosen)
-        values = density.gather(-2, index[..., None, None].expand(*index.shape, 1, num_nodes))
-        coefficients = (values.squeeze(-2) @ to_integral * 0.5).unbind(-1)
-        low, high = -torch.ones_like(target), torch.ones_like(target)
-        z = (2 * inside / chosen.clamp(min=1e-300) - 1).clamp(-1.0, 1.0)
-        for _ in range(6):
-            integral, slope = coefficients[-1], torch.zeros_like(z)
-            for c in reversed(coefficients[:-1]):
-                slope = torch.addcmul(integral, slope, z)
-                integral = torch.addcmul(c, integral, z)
-            excess = integral - inside
-            low = torch.where(excess < 0, z, low)
-            high = torch.where(excess < 0, high, z)
-            z = z - excess / slope
-            z = torch.where((z >= low) & (z <= high), z, 0.5 * (low + high))
-        t = left + unit * torch.expm1(width * (index + 0.5 * (z + 1)))
-        upper = noise > 0.5
-    first, last = (left + unit * torch.expm1(width * (index + i).to(loc.dtype)) for i in (0, 1))
+
+def _invert(density: _Density, noise: Tensor, rule: _Rule) -> Tensor:
+    """The t, less the maximum, whose distribution function is the noise (M,): Gauss-Legendre panels, then a polish."""
+    left, panels = density.left, rule.panels
+    node, node_weight, to_integral = (
+        torch.tensor(a, dtype=left.dtype, device=left.device) for a in _RULES[rule.nodes]
+    )
+    node, node_weight = node.unsqueeze(-1), node_weight.unsqueeze(-1)
+    panel = torch.arange(panels, dtype=left.dtype, device=left.device).unsqueeze(-1)
+    width = density.width / panels
+    v = (panel.unsqueeze(-1) + node).flatten(0, 1) * width
+    # per unit of v / width, in which every panel has length 1
+    values = torch.exp(density.at(density.place(v))[0] + v) * (density.unit * width)
+    values = values.unflatten(0, (panels, rule.nodes))
+    mass = (values * node_weight).sum(1)
+    total, below = mass.sum(0), mass.cumsum(0)
+
+    # the panel that holds the quantile, and in it the quantile of the polynomial through the nodes
+    target = noise * total
+    index = (below < target).sum(0, keepdim=True).clamp(max=panels - 1)
+    chosen = mass.gather(0, index).squeeze(0)
+    inside = target - (below.gather(0, index).squeeze(0) - chosen)
+    values = values.gather(0, index.unsqueeze(1).expand(1, *values.shape[1:])).squeeze(0)
+    coefficients = (to_integral.mT @ values * 0.5).unbind(0)
+    low, high = -torch.ones_like(target), torch.ones_like(target)
+    z = (2 * inside / chosen.clamp(min=1e-300) - 1).clamp(-1.0, 1.0)
+    for _ in range(6):
+        integral, slope = coefficients[-1], torch.zeros_like(z)
+        for c in reversed(coefficients[:-1]):
+            slope = torch.addcmul(integral, slope, z)
+            integral = torch.addcmul(c, integral, z)
+        excess = integral - inside
+        low = torch.where(excess < 0, z, low)
+        high = torch.where(excess < 0, high, z)
+        z = z - excess / slope
+        z = torch.where((z >= low) & (z <= high), z, 0.5 * (low + high))
+    first, t, last = (density.place(width * (index + i)) for i in (0, 0.5 * (z + 1), 1))
     t = torch.minimum(torch.maximum(t, first), last)
 
-    # measured from the end of the panel that is nearer to the tail
-    outside = torch.where(
-        upper.unsqueeze(-1), panel > index.unsqueeze(-1), panel < index.unsqueeze(-1)
-    )
-    beyond = (panel_mass * outside).sum(-1)
-
-    def local(t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Masses (M, q) at nodes between t and that end, x and phi(x) / Phi(x) there, density at t."""
+    # polished, measured from the end of the panel that is nearer to the tail
+    upper = noise > 0.5
+    beyond = (mass * torch.where(upper, panel > index, panel < index)).sum(0)
+    tail = torch.where(upper, 1 - noise, noise) * total
+    for _ in range(2):
         start, end = torch.where(upper, t, first), torch.where(upper, last, t)
-        nodes = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * node
-        psi, x, mills = log_density(torch.cat([nodes, t.unsqueeze(-1)], -1))
+        psi = density.at(torch.cat([start + (end - start) * node, t]))[0]
         relative = torch.exp(psi)
-        part = relative[..., :-1] * node_weight * (end - start).unsqueeze(-1)
-        return part, x[..., :-1], mills[..., :-1], relative[..., -1]
+        part = (relative[:-1] * node_weight).sum(0) * (end - start)
+        # where the quantile lies past the last panel nothing is left beyond
+        beyond_t = torch.maximum(beyond + part, 1e-3 * tail)
+        step = torch.log(beyond_t / tail) * beyond_t / relative[-1]
+        t = torch.minimum(torch.maximum(torch.where(upper, t + step, t - step), first), last)
+    return t.squeeze(0)
 
-    if not given:
-        # polish
-        tail = torch.where(upper, 1 - noise, noise) * total
-        for _ in range(2):
-            part, _, _, at_t = local(t)
-            # where the quantile lies past the last panel nothing is left beyond
-            beyond_t = torch.maximum(beyond + part.sum(-1), 1e-3 * tail)
-            step = torch.log(beyond_t / tail) * beyond_t / at_t
-            t = torch.minimum(torch.maximum(torch.where(upper, t + step, t - step), first), last)
 
-    part, local_x, local_mills, at_t = local(t)
-    peak = (weight * _log_ndtr(x0)).sum(-1) - gain
-    log_prob = peak + torch.log(total) - torch.log(scale_k) - _LOG_SQRT_2PI
+def _side(
+    density: _Density, start: Tensor, width: Tensor, rule: tuple[list[float], list[float]]
+) -> tuple[Tensor, ...]:
+    """Integrals over v from `start` on of the density, and of it times derivatives of psi.
 
-    def scores(x: Tensor, mills: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of weights (M, q, c) times d psi / d loc and d psi / d scale, (M, n, c)."""
-        own = (x * winner.unsqueeze(-1)).sum(-2)
-        loc_sum, scale_sum = mills @ weights, (mills * x) @ weights
-        own_loc = (own.unsqueeze(-1) * weights).sum(-2, keepdim=True)
-        own_scale = ((own * own - 1).unsqueeze(-1) * weights).sum(-2, keepdim=True)
-        wins = winner.unsqueeze(-1)
-        minus = -scaled_weight.unsqueeze(-1)
-        return (
-            torch.where(wins, own_loc * inverse.unsqueeze(-1), loc_sum * minus),
-            torch.where(wins, own_scale * inverse.unsqueeze(-1), scale_sum * minus),
-        )
+    Returns:
+        Those of 1, x_k and x_k**2 - 1 (M,), phi / Phi and x phi / Phi (n, M).
+    """
+    node, weight = (
+        torch.tensor(a, dtype=start.dtype, device=start.device).unsqueeze(-1) for a in rule
+    )
+    v = torch.addcmul(start, node, width)
+    offset = density.place(v)
+    psi, x, mills = density.at(offset)
+    mass = torch.exp(psi + v) * weight * (density.unit * width)
+    own = density.own0 + offset / density.scale_k
+    by_loc = mills.mul_(mass.unsqueeze(1)).sum(0)
+    by_scale = mills.mul_(x).sum(0)
+    return mass.sum(0), (mass * own).sum(0), (mass * (own * own - 1)).sum(0), by_loc, by_scale
 
-    masses = mass.flatten(-2)
-    chosen_masses = (mass * outside.unsqueeze(-1)).flatten(-2)
-    all_scores = scores(x, mills, torch.stack([masses, chosen_masses], -1))
-    local_scores = scores(local_x, local_mills, part.unsqueeze(-1))
-    sign = torch.where(upper, 1.0, -1.0).to(loc.dtype)
-    share = ((beyond + part.sum(-1)) / total).unsqueeze(-1)
-    gradients = []
-    for whole, piece in zip(all_scores, local_scores, strict=True):
-        change = whole[..., 1] + piece[..., 0] - share * whole[..., 0]
-        gradients.append(change * (sign / at_t).unsqueeze(-1))
-    log_prob_gradients = [whole[..., 0] / total.unsqueeze(-1) for whole in all_scores]
-    return (drawn if given else mode + t, log_prob, *gradients, *log_prob_gradients)
+
+def _sides(density: _Density, t: Tensor, rule: _Rule) -> tuple[Tensor, ...]:
+    """The same below and above t (2, ..., M), by Gauss-Legendre rules of as many nodes as each needs."""
+    at_t = torch.log1p((t - density.left) / density.unit)
+    start = torch.cat([torch.zeros_like(at_t), at_t])
+    width = torch.cat([at_t, density.width - at_t])
+    if not values_can_be_read(t):
+        both = _Density(*(torch.cat([x, x], -1) for x in density))
+        results = [_side(both, start, width, _MOST[rule.most])]
+        order = None
+    else:
+        # NaN of parameters that were not checked gives NaN
+        needs = (rule.least + rule.growth * width).nan_to_num(0.0).clamp(min=8.0)
+        needs = torch.ceil(needs / 4).long() * 4
+        # those of like needs together
+        order = needs.argsort()
+        levels, counts = (x.tolist() for x in needs.unique(return_counts=True))
+        results, done = [], 0
+        for nodes, count in zip(levels or [8], counts or [0], strict=True):
+            # pieces whose memory is bounded, small ones on a CPU for the sake of its cache
+            size = 2**16 if t.device.type == "cpu" else 2**26
+            for some in order[done : done + count].split(max(1, size // (len(density.x0) * nodes))):
+                piece = _Density(*(x.index_select(-1, some % len(t)) for x in density))
+                results.append(_side(piece, start[some], width[some], gauss_legendre(nodes)))
+            done += count
+    columns = [torch.cat(column, -1) for column in zip(*results, strict=True)]
+    if order is not None:
+        columns = [x.index_select(-1, order.argsort()) for x in columns]
+    return tuple(x.unflatten(-1, (2, -1)).movedim(-2, 0) for x in columns)
 
 
 class _Largest(torch.autograd.Function):
-    """`_largest` in pieces, with implicit derivatives."""
+    """Draw of the largest normal given which one it is, log-probability of that, and derivatives of both.
+
+    Shapes: (M, n) for loc, scale, winner, others; (M,) for floor and noise. With `given`, the values of t stand in the
+    place of the noise that leads to them. Returns t, log P (M,) and the derivatives of both with respect to loc and
+    scale (M, n); those of t are implicit, from the side of t on which there is less.
+    """
 
     generate_vmap_rule = True
 
@@ -489,14 +517,27 @@ class _Largest(torch.autograd.Function):
         rule: _Rule,
         given: bool,
     ) -> tuple[Tensor, ...]:
-        # pieces whose memory is bounded, small ones on a CPU for the sake of its cache
-        size = 2**18 if loc.device.type == "cpu" else 2**26
-        rows = max(1, size // (loc.shape[-1] * rule.panels * rule.nodes))
-        pieces = zip(
-            *(a.split(rows) for a in (loc, scale, winner, others, floor, noise)), strict=True
-        )
-        results = [_largest(*piece, rule, given) for piece in pieces]  # type: ignore[call-arg]
-        return tuple(torch.cat(column) for column in zip(*results, strict=True))
+        loc, scale, winner, others = (x.mT.contiguous() for x in (loc, scale, winner, others))
+        density, peak, mode = _find_density(loc, scale, winner, others, floor, rule.drop)
+        t = noise - mode if given else _invert(density, noise, rule)
+        ends = (density.place(v) for v in (torch.zeros_like(t), density.width))
+        t = torch.clamp(t, *ends)
+        mass, own_loc, own_scale, by_loc, by_scale = _sides(density, t, rule)
+        total = mass.sum(0)
+        log_prob = peak + torch.log(total / density.scale_k) - _LOG_SQRT_2PI
+
+        upper = mass[0] > mass[1]
+        side = torch.where(upper, mass[1], mass[0]) / total
+        towards = torch.where(upper, 1.0, -1.0) / torch.exp(density.at(t.unsqueeze(0))[0][0])
+        t_gradients, log_prob_gradients = [], []
+        for own, by_others in ((own_loc, by_loc), (own_scale, by_scale)):
+            slopes = torch.where(winner, own.unsqueeze(1), -by_others * density.others)
+            slopes = slopes * density.inverse
+            whole = slopes.sum(0)
+            change = torch.where(upper, slopes[1], slopes[0]) - side * whole
+            t_gradients.append((change * towards).mT)
+            log_prob_gradients.append((whole / total).mT)
+        return (noise if given else mode + t, log_prob, *t_gradients, *log_prob_gradients)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

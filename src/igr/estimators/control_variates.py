@@ -33,13 +33,15 @@ class _ControlVariate(Estimator):
 
     needs = Needs.COUPLING
     f_is = Differentiable.SIMPLEX
-    evaluations_per_sample = 3
+    evaluations_per_sample = 2
 
     def __init__(
         self, temperature: float | Tensor, num_samples: int, *, tied: bool, sample_axis: bool
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
         self.tied = tied
+        if not tied:
+            self.evaluations_per_sample = 3  # type: ignore[misc]
         initial = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
         if not bool((initial > 0).all()):
             raise ValueError(f"temperature: expected a positive number, got {temperature}")
@@ -76,15 +78,18 @@ class _ControlVariate(Estimator):
         if not torch.is_grad_enabled():
             return values.mean(0)
         control = self._control(f, z, q)
-        control_given = self._control(f, z_given, q)
+        slope = _slope(control, z, learn)
+        if self.tied:  # the two differ in how they depend on the parameters, and not in value
+            control_given, slope_given = control, slope
+        else:
+            control_given = self._control(f, z_given, q)
+            slope_given = _slope(control_given, z_given, learn)
         score = torch.autograd.grad(log_prob.sum(), parameters, retain_graph=True)
-        path = _path_gradient(control, z, parameters, learn)
-        path_given = _path_gradient(control_given, z_given, parameters, learn)
+        path = torch.autograd.grad(
+            (z, z_given), parameters, (slope, -slope_given), create_graph=learn
+        )
         coefficient = values.detach() - control_given
-        gradients = [
-            spread(coefficient, s.dim()) * s + a - b
-            for s, a, b in zip(score, path, path_given, strict=True)
-        ]
+        gradients = [spread(coefficient, s.dim()) * s + p for s, p in zip(score, path, strict=True)]
         own_gradients: list[Tensor] = []
         if learn:
             # The mean does not depend on the control variate, so the mean square is the variance up to a constant.
@@ -103,20 +108,6 @@ class _ControlVariate(Estimator):
         )
 
 
-def _path_gradient(
-    control: Tensor, z: Tensor, parameters: Sequence[Tensor], create_graph: bool
-) -> Sequence[Tensor]:
-    """Gradient of the control variate by way of the relaxed sample, and by no other."""
-    slope = None
-    if control.requires_grad:
-        (slope,) = torch.autograd.grad(
-            control.sum(), z, create_graph=create_graph, retain_graph=True, allow_unused=True
-        )
-    if slope is None:
-        return [torch.zeros_like(p) for p in parameters]
-    return torch.autograd.grad(z, parameters, slope, create_graph=create_graph, retain_graph=True)
-
-
 class Rebar(_ControlVariate):
     r"""REINFORCE with the relaxed objective as control variate.
 
@@ -127,16 +118,16 @@ class Rebar(_ControlVariate):
     category. To :math:`\eta f` a constant baseline is added, 0 to begin with. Unbiased, whatever :math:`\eta`, the
     constant and the temperature of the control variate are. All three are parameters of this module; their gradient,
     that of the estimator's mean square, arrives with ``loss.backward()`` like all others, at the cost of one more
-    backward pass. Give them to an optimiser of their own. f is evaluated three times per sample, and must be
-    differentiable on the simplex.
+    backward pass. Give them to an optimiser of their own. f is evaluated twice per sample, and must be differentiable
+    on the simplex.
 
     Args:
         temperature: of the control variate, to begin with; a number or a tensor that broadcasts against the batch
             shape of q, such as one for each run of a stack. The temperature of q itself plays no part.
         eta: to begin with; likewise, against the shape that f returns.
         tied: :math:`\tilde z_b` uses the conditional noise that leads to :math:`\tilde z` itself, so that the two
-            differ in their derivatives only and what they share cancels; for IGR it is cheaper, too, for nothing has
-            to be inverted. Otherwise it is a new draw. Both are exact.
+            differ in their derivatives only and what they share cancels; it is cheaper, too: f is evaluated once for
+            both, and for IGR nothing has to be inverted. Otherwise it is a new draw. Both are exact.
 
     Source: Tucker et al. (2017); for IGR, the conditional draw and the probabilities are those of Proposition 2.
 
@@ -180,7 +171,7 @@ class Relax(_ControlVariate):
     square (its variance, but for a constant), arrives with ``loss.backward()`` on this module's parameters, at the
     cost of one more backward pass; it reaches nothing else. Give them to an optimiser of their own.
 
-    f is evaluated three times per sample (once with ``with_loss=False``, and then it may be a black box).
+    f is evaluated twice per sample (once with ``with_loss=False``, and then it may be a black box).
 
     Args:
         control_variate: any module from relaxed samples ``(S, *batch, K)`` to values ``(S, *elements)``, or to
@@ -406,11 +397,13 @@ class Rodeo(Estimator):
         return rows.reshape(linear.shape).to(linear.dtype)
 
 
-def _slope(values: Tensor, samples: Tensor) -> Tensor:
+def _slope(values: Tensor, samples: Tensor, create_graph: bool = False) -> Tensor:
     """Gradient of the values at the samples, 0 where there is none."""
     slope = None
     if values.requires_grad:
-        (slope,) = torch.autograd.grad(values.sum(), samples, retain_graph=True, allow_unused=True)
+        (slope,) = torch.autograd.grad(
+            values.sum(), samples, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
     return torch.zeros_like(samples) if slope is None else slope
 
 
