@@ -8,6 +8,7 @@ import gzip
 import importlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -26,7 +27,7 @@ from igr.experiments import cli
 from igr.experiments.cli import console, training
 from igr.experiments.cli._missing import exit_if_missing
 from igr.experiments.cli.app import COMMANDS
-from igr.experiments.cli.demo import verdict
+from igr.experiments.cli.demo import tolerance, verdict
 from igr.experiments.cli.training import Group, Row
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
@@ -106,7 +107,6 @@ def test_vae_leaves_a_complete_folder(tmp_path: Path, said: Callable[[], tuple[s
             "held-out.json",
             "reconstructions.png",
             "samples.png",
-            "curve.png",
         }
         assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
         assert list(pd.read_csv(run / "metrics.csv")["epoch"]) == [1, 2]
@@ -153,9 +153,14 @@ def test_demo_compares_and_names_pictures_that_are_there(
         "ahead by",
     ):
         assert expected in out
-    named = re.findall(r"\S+\.png", out)
-    assert len(named) == 3
-    assert all(Path(name).exists() for name in named)
+    assert "the wrong temperature costs" in out
+    page = folder / "index.html"
+    assert str(page) in out
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
+    assert all(re.match(r"data:image/(png|svg\+xml);base64,", each) for each in addresses)
+    # The plot, the originals, and reconstructions and samples of both families at their best and lowest temperatures.
+    assert 6 <= len(addresses) <= 10
+    assert (folder / "bounds.png").read_bytes().startswith(b"\x89PNG")
     (folder / "mine.txt").write_text("the user's own")
     assert (
         igr_command("demo", "--epochs", 1, "--seeds", 1, "--out", folder) == 2
@@ -165,8 +170,8 @@ def test_demo_compares_and_names_pictures_that_are_there(
     assert len(RunFolder(folder / "runs" / "gs-t0.1-s0").metrics()) == 1
 
 
-def group(family: str, bounds: list[float]) -> Group:
-    config = RunConfig(family=family)
+def group(family: str, bounds: list[float], temperature: float = 0.5) -> Group:
+    config = RunConfig(family=family, temperature=temperature)
     rows = [
         Row(RunFolder(Path()), config, {"bound": b, "released_estimate": b, "elbo": b}, None, 1.0)
         for b in bounds
@@ -188,6 +193,25 @@ def test_the_claim_follows_the_numbers(
     igr_bounds: list[float], gs_bounds: list[float], expected: str
 ) -> None:
     assert expected in verdict(group("igr-i", igr_bounds), group("gs", gs_bounds))
+
+
+@pytest.mark.parametrize(
+    "igr_bounds, gs_bounds, expected",
+    [
+        (([-21.0, -21.1], [-20.0, -20.1]), ([-25.0, -25.1], [-19.0, -19.1]), "5.00 nats less with igr-i (standard"),
+        (([-25.0, -25.1], [-19.0, -19.1]), ([-21.0, -21.1], [-20.0, -20.1]), "5.00 nats less with gs (standard"),
+        (([-21.0, -25.0], [-20.0, -22.0]), ([-21.0, -22.0], [-20.0, -20.1]), "too close to tell"),
+        (([-21.0], [-20.0]), ([-25.0], [-19.0]), "5.00 nats less with igr-i, on one seed"),
+        (([math.nan], [-20.0]), ([-25.0], [-19.0]), "a run of igr-i diverged"),
+    ],
+)  # fmt: skip
+def test_how_forgiving_a_family_is_follows_the_numbers(igr_bounds, gs_bounds, expected) -> None:
+    groups = [
+        group(family, values, temperature)
+        for family, bounds in (("igr-i", igr_bounds), ("gs", gs_bounds))
+        for temperature, values in zip((0.1, 1.0), bounds, strict=True)
+    ]
+    assert expected in tolerance(groups)
 
 
 def test_version_and_help(said: Callable[[], tuple[str, str]]) -> None:

@@ -89,10 +89,14 @@ class TestSmoke:
         cli.main(["report", str(root)])
         page = (root / "report.html").read_text()
         for attribute in re.findall(r'(?:src|href)="([^"]*)"', page):
-            assert attribute.startswith(("#", "data:image/png;base64,")), attribute
+            assert attribute.startswith(("#", "data:image/svg+xml;base64,")), attribute
         for target in re.findall(r'href="#([^"]*)"', page):
             assert f'id="{target}"' in page, target
-        assert page.count("data:image/png") == len(FIGURES)
+        assert page.count("data:image/svg") == len(FIGURES)
+        assert "Some of these numbers mean nothing" in page
+        assert page.count("Run at scale smoke") == sum(
+            isinstance(figure, specs.ApproximationFigure) for figure in FIGURES.values()
+        )
         for table in TABLES.values():
             for row in table.rows:
                 for mean, spread in row.paper.values():

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
+import torch
+from torch import Tensor
+
+from igr.experiments import page
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail, say
 from igr.experiments.cli.options import Epochs, Folder, Samples, Threads, option
 from igr.experiments.cli.training import (
     Group,
     grouped,
+    load_data,
     results_table,
     run_sweep,
     set_threads,
 )
+from igr.experiments.runs import plots
 from igr.experiments.runs.records import SweepFolder
 from igr.experiments.runs.stopping import Interrupted
+from igr.experiments.runs.sweep import nats
+from igr.experiments.runs.train import load_model
 from igr.experiments.training.config import SweepConfig
+
+if TYPE_CHECKING:
+    from igr.experiments.models.vae import StackedVAE
 
 DEMO_MARK = "made-by-igr-demo"
 
@@ -51,7 +63,7 @@ def demo(
     start = time.perf_counter()
     resume = is_unfinished_demo(path, config)
     if not resume and (path / DEMO_MARK).exists():
-        SweepFolder(path).remove(DEMO_MARK)
+        SweepFolder(path).remove(DEMO_MARK, "index.html")
     try:
         folder, rows = run_sweep(config, path, resume=resume, samples=samples, mark=DEMO_MARK)
     except Interrupted as stopped:
@@ -69,15 +81,13 @@ def demo(
         )
     )
     say("* the temperature with the best bound on held-out training images\n")
-    say(verdict(*chosen))
-    best = max(chosen, key=lambda g: g.mean("bound"))
-    pictures = best.rows[0].run.path
-    say("\nPictures:")
-    say(
-        f"  {pictures / 'reconstructions.png'}   test images and what the discrete code keeps of them"
-    )
-    say(f"  {pictures / 'samples.png'}   new digits, decoded from random codes")
-    say(f"  {folder.path / 'curves.png'}   training curves of all {len(rows)} runs")
+    said = [verdict(*chosen), tolerance(groups)]
+    for text in said:
+        say(f"{text}\n")
+    picture = folder.path / "index.html"
+    with folder.writing():
+        page.write(picture, render(config, groups, chosen, said))
+    say(f"Look at {picture}: this as a plot, and what both make of digits (needs no network).")
     say(
         f"All records: {folder.path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all."
     )
@@ -102,11 +112,85 @@ def verdict(first: Group, second: Group) -> str:
     text = f"Bound on the test log-likelihood: {named[0]}, {named[1]}: "
     if not math.isfinite(difference):
         return text + "no comparison, a run diverged."
-    error = math.sqrt(sum(g.spread("bound") ** 2 / len(g.rows) for g in (better, worse)))
+    error = standard_error((better, worse))
     if math.isnan(error):
         return text + f"{better.family} is ahead by {difference:.2f} nats, on one seed."
     if difference < 2 * error:
         return text + f"{difference:.2f} nats apart, too close to tell on {len(first.rows)} seeds."
     return (
         text + f"{better.family} is better by {difference:.2f} nats (standard error {error:.2f})."
+    )
+
+
+def tolerance(groups: Sequence[Group]) -> str:
+    """How far the bound of each family falls over the temperatures, and for which it falls less."""
+    temperatures = sorted({g.temperature for g in groups})
+    text = f"Over temperatures from {temperatures[0]:g} to {temperatures[-1]:g} the bound "
+    parts, falls, ends = [], {}, []
+    for family in dict.fromkeys(g.family for g in groups):
+        mine = sorted((g for g in groups if g.family == family), key=lambda g: g.mean("bound"))
+        if not all(math.isfinite(g.mean("bound")) for g in mine):
+            return f"{text}cannot be compared: a run of {family} diverged."
+        worst, best = mine[0], mine[-1]
+        ends += worst, best
+        falls[family] = best.mean("bound") - worst.mean("bound")
+        parts.append(
+            f"of {family} falls by {falls[family]:.2f} nats, from {best.mean('bound'):.2f} at {best.temperature:g} to "
+            f"{worst.mean('bound'):.2f} at {worst.temperature:g}"
+        )
+    first, second = sorted(falls, key=falls.__getitem__)
+    less = falls[second] - falls[first]
+    error = standard_error(ends)
+    text += f"{', that '.join(parts)}: "
+    if less < 2 * error:
+        return f"{text}too close to tell which is the more forgiving."
+    seeds = ", on one seed" if math.isnan(error) else f" (standard error {error:.2f})"
+    return f"{text}the wrong temperature costs {less:.2f} nats less with {first}{seeds}."
+
+
+def standard_error(groups: Sequence[Group]) -> float:
+    """Of a sum or difference of the means of these; NaN where there is one seed."""
+    return math.sqrt(sum(g.spread("bound") ** 2 / len(g.rows) for g in groups))
+
+
+def render(
+    config: SweepConfig, groups: Sequence[Group], chosen: Sequence[Group], said: Sequence[str]
+) -> str:
+    """The page of all this."""
+    dataset = load_data(config.dataset)
+    shown = dataset.test[:12]
+    lowest = min(config.temperatures)
+    rows = {}
+    for group in (*chosen, *(g for g in groups if g.temperature == lowest and g not in chosen)):
+        run = group.rows[0].run
+        model = cast("StackedVAE", load_model(run, dataset.test.shape[-1]))
+        decoded = plots.reconstructions(model, shown, run.config.seed)[0]
+        drawn = plots.samples(model, 36, run.config.seed)
+        rows[f"{group.family}, temperature {group.temperature:g}"] = decoded, drawn
+
+    def picture(*images: Tensor) -> str:
+        stacked = torch.cat(images).unflatten(-1, dataset.shape)
+        return page.embedded(plots.pixels(stacked.unflatten(0, (-1, 12))))
+
+    scores = [(row.config, row.evaluation["bound"]) for group in groups for row in group.rows]
+    table = {
+        temperature: {
+            g.family: (nats(g.mean("bound"), g.spread("bound")), g in chosen)
+            for g in groups
+            if g.temperature == temperature
+        }
+        for temperature in config.temperatures
+    }
+    evaluation = groups[0].rows[0].evaluation
+    return page.render(
+        "demo.html.j2",
+        config=config,
+        said=said,
+        families=config.families,
+        table=table,
+        samples=evaluation["samples"],
+        images=evaluation["images"],
+        plot=page.embedded(plots.svg(plots.bounds(scores))),
+        originals=picture(shown),
+        rows={name: (picture(decoded), picture(drawn)) for name, (decoded, drawn) in rows.items()},
     )

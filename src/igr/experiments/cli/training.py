@@ -192,7 +192,7 @@ def finish_sweep(
     rows = [dataclasses.replace(row, seconds=row.seconds / sizes[row.config]) for row in rows]
     for run in runs:
         plots.draw_run(run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.shape)
-    plots.draw_sweep(folder, runs)
+    plots.draw_sweep(folder, [(row.run, row.evaluation["bound"]) for row in rows])
     with folder.writing():
         write_csv(folder.path / "results.csv", [row.record() for row in rows])
     return rows

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-import igr
-from igr.experiments import data
-from igr.experiments.files import make_folder, write_atomically
+from igr.experiments import data, page
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.cells import trained_epochs
 from igr.experiments.paper.figures import FigureJob
@@ -27,6 +21,21 @@ from igr.experiments.paper.specs import (
     Table,
     TableFigure,
 )
+
+GLOSSARY = {
+    "IGR-I": "Gaussian noise through the softmax++: igr.SoftmaxIGR, --family igr-i",
+    "IGR-Planar": "Gaussian noise through a planar flow, then the softmax++: igr.PlanarIGR, --family igr-planar",
+    "IGR-SB": "Gaussian noise through stick-breaking, then the softmax++: igr.StickBreakingIGR, --family igr-sb",
+    "IGR-SB sharpened": "the same with every weight raised to 1/temperature: igr.SharpStickBreakingIGR, --family"
+    " igr-sb-sharp",
+    "GS": "Gumbel-Softmax: igr.GumbelSoftmax, --family gs",
+    "SL": "sticking the landing: no gradient through the density's parameters, igr.estimators.StickingTheLanding",
+    "RELAX, USPGBL": "gradient estimators without bias: igr.estimators.Relax and UnorderedSet",
+    "bound": "importance-weighted lower bound on the log-likelihood of the model with discrete codes, by m samples",
+    "released estimate": "what the paper's released code reports in the bound's place; it is no bound (E6)",
+    "ELBO": "the bound by a single sample",
+}
+"""What the page's abbreviations stand for."""
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -93,11 +102,11 @@ def _pictures(root: Path, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         image, lines = None, []
         if scale is not None:
             for path in reproduce.draw_figures(root, [name], scale, entries)[name]:
-                if path.suffix == ".png":
-                    encoded = base64.b64encode(path.read_bytes()).decode()
-                    image = f"data:image/png;base64,{encoded}"
+                if path.suffix == ".svg":
+                    image = page.embedded(path.read_bytes())
             lines = reproduce.figure_lines(name, root, scale)
-        pictures.append({"figure": figure, "image": image, "lines": lines})
+        shown = None if scale is None or isinstance(figure, TableFigure) else scale.name
+        pictures.append({"figure": figure, "image": image, "lines": lines, "scale": shown})
     return pictures
 
 
@@ -150,24 +159,21 @@ def render(root: Path) -> str:
         _section(table, [entry for entry in entries if entry.table is table], setups)
         for table in TABLES.values()
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("igr.experiments.paper"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     hours = sum(
         run["seconds_per_epoch"] * entry.record["scale"]["epochs"]
         for entry in entries
         if entry.record
         for run in entry.record["runs"]
     )
-    return environment.get_template("report.html.j2").render(
-        version=igr.__version__,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    pictures = _pictures(root, entries)
+    scales = {entry.record["scale"]["name"] for entry in entries if entry.record}
+    scales |= {picture["scale"] for picture in pictures}
+    return page.render(
+        "report.html.j2",
+        trials=[name for name in ("smoke",) if name in scales],
+        glossary=GLOSSARY,
         sections=sections,
-        pictures=_pictures(root, entries),
+        pictures=pictures,
         timings=_timings(entries),
         setups=setups,
         machines=_machines(entries),
@@ -179,7 +185,4 @@ def render(root: Path) -> str:
 
 def write(root: Path, path: Path) -> int:
     """Write the page and return its size in bytes."""
-    page = render(root).encode()
-    make_folder(path.parent)
-    write_atomically(path, page)
-    return len(page)
+    return page.write(path, render(root))

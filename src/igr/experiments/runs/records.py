@@ -2,10 +2,11 @@ r"""What a sweep leaves on disk, and how: nothing is ever half-written under its
 
 ::
 
-    DIR/.lock                           held while the three files below are written
+    DIR/.lock                           held while the files below are written
     DIR/config.json                     the sweep's settings
     DIR/results.csv                     one row for each run: settings, bound, time
     DIR/curves.png                      training curves of all runs
+    DIR/bounds.png                      their bounds against temperature, where there are several
     DIR/runs/NAME/config.json           the run's settings
                   versions.json         what it ran on
                   metrics.csv           one row for each epoch
@@ -233,7 +234,7 @@ class SweepFolder:
             for part in ("state", "runs"):
                 if (self.path / part).exists():
                     shutil.rmtree(self.path / part)
-            for name in ("results.csv", "curves.png", "config.json", *others, _LOCK):
+            for name in ("results.csv", "curves.png", "bounds.png", "config.json", *others, _LOCK):
                 (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise RecordError(f"cannot clear {self.path}: {reason(error)}") from error
