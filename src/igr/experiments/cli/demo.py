@@ -126,7 +126,9 @@ def tolerance(groups: Sequence[Group]) -> str:
     """How far the bound of each family falls over the temperatures, and for which it falls less."""
     temperatures = sorted({g.temperature for g in groups})
     text = f"Over temperatures from {temperatures[0]:g} to {temperatures[-1]:g} the bound "
-    parts, falls, ends = [], {}, []
+    parts: list[str] = []
+    falls: dict[str, float] = {}
+    ends: list[Group] = []
     for family in dict.fromkeys(g.family for g in groups):
         mine = sorted((g for g in groups if g.family == family), key=lambda g: g.mean("bound"))
         if not all(math.isfinite(g.mean("bound")) for g in mine):

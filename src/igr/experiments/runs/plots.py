@@ -84,9 +84,11 @@ def _picture(images: Tensor, title: str, labels: Sequence[str] = ()) -> Figure:
     return figure
 
 
-def _axes() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.5, 4))
-    axes = figure.add_axes((0.11, 0.13, 0.86, 0.83))
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    left, bottom, rest = 0.75, 0.55, 0.12  # inches
+    size = (width - left - rest) / width, (height - bottom - rest) / height
+    axes = figure.add_axes((left / width, bottom / height, *size))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
@@ -102,7 +104,7 @@ def curves(runs: Sequence[RunFolder]) -> Figure:
     They are of relaxed models, whose priors may have temperatures of their own: the scale of one temperature is not
     that of another.
     """
-    figure, axes = _axes()
+    figure, axes = _axes(6.5, 4.2)
     lines = [(run.config, [row["elbo"] for row in run.metrics()]) for run in runs]
     temperatures = sorted({config.temperature for config, _ in lines})
     labelled = set()
@@ -118,20 +120,17 @@ def curves(runs: Sequence[RunFolder]) -> Figure:
     # What a run begins with is far below what it comes to, and a temperature far from the prior's is below all others:
     # the picture shows the last nine tenths of every run that is not far below the best.
     tails = [elbo[len(elbo) // 10 :] for _, elbo in lines if math.isfinite(elbo[-1])]
-    if tails:
-        top = max(map(max, tails))
-        best = max(tails, key=lambda tail: tail[-1])
-        reach = max(2.5 * (top - min(best)), 1e-3)
-        bottom = max(top - reach, min(map(min, tails)))
-        axes.set_ylim(bottom - 0.03 * (top - bottom), top + 0.05 * (top - bottom))
-        below = sum(not elbo[-1] > bottom for _, elbo in lines)
-        if below and bottom > min(map(min, tails)):
-            text = f"{below} of {len(lines)} runs end below"
-            axes.text(
-                0.99, 0.01, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=8
-            )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("training ELBO of the relaxed model (nats per image)")
+    axes.set_ylabel("ELBO of the relaxed model in training (nats)")
+    if tails:
+        top, lowest = max(map(max, tails)), min(map(min, tails))
+        best = max(tails, key=lambda tail: tail[-1])
+        bottom = max(lowest, top - max(2.5 * (top - min(best)), 1e-3))
+        room = max(0.05 * (top - bottom), 1e-3)
+        axes.set_ylim(bottom - room, top + room)
+        below = sum(not elbo[-1] > bottom - room for _, elbo in lines)
+        if below:
+            axes.set_xlabel(f"epoch ({below} of {len(lines)} runs end below the picture)")
     if len(labelled) <= 12:
         axes.legend(fontsize=7, ncols=2 if len(labelled) > 6 else 1)
     return figure
@@ -139,7 +138,7 @@ def curves(runs: Sequence[RunFolder]) -> Figure:
 
 def bounds(scores: Sequence[tuple[RunConfig, float]]) -> Figure:
     """Bounds of the discrete models against temperature: a dot for each seed, a line through a family's means."""
-    figure, axes = _axes()
+    figure, axes = _axes(5.2, 3.6)
     for family in dict.fromkeys(config.family for config, _ in scores):
         found: dict[float, list[float]] = {}
         for config, bound in scores:
@@ -155,7 +154,7 @@ def bounds(scores: Sequence[tuple[RunConfig, float]]) -> Figure:
     axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("temperature of the relaxation in training")
-    axes.set_ylabel("bound on the test log-likelihood (nats per image)")
+    axes.set_ylabel("bound on the log-likelihood (nats per image)")
     axes.legend(fontsize=9)
     return figure
 
