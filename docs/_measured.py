@@ -88,6 +88,26 @@ def toy() -> str:
     )
 
 
+def brief(x: float) -> str:
+    return f"{x:.2f}" if x < 10 else f"{x:.0f}"
+
+
+def benchmark(name: str, renamed: dict[str, str], leave_out: Sequence[str] = ()) -> str:
+    """The rows of a benchmark's record, without what is said of the project rather than of the library."""
+    rows = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())["rows"]
+    cells = []
+    for row in rows:
+        if any(part in row["work"] for part in leave_out):
+            continue
+        work, against = row["work"], row["against"]
+        for old, new in renamed.items():
+            work, against = work.replace(old, new), against.replace(old, new)
+        low, high = (brief(float(end)) for end in row["spread"].split("-"))
+        memory = "" if row["memory_mib"] is None else brief(row["memory_mib"])
+        cells.append([work, against, f"{brief(row['ratio'])} ({low}-{high})", memory])
+    return _table(["work", "against", "ratio (quartiles)", "memory, MiB"], cells)
+
+
 def blocks() -> dict[str, dict[str, str]]:
     """What belongs between the marks of each page."""
     return {
@@ -96,6 +116,30 @@ def blocks() -> dict[str, dict[str, str]]:
             "finite": finite(),
             "temperatures": temperatures(),
             "toy": toy(),
+        },
+        "docs/performance.md": {
+            "sampling": benchmark(
+                "sampling",
+                {
+                    "igr_softmax": "`igr_softmax`",
+                    "F.gumbel_softmax": "`F.gumbel_softmax`",
+                    "SoftmaxIGR,": "`SoftmaxIGR`:",
+                    "RelaxedOneHotCategorical": "`RelaxedOneHotCategorical`",
+                    "stick-breaking (18)": "`StickBreakingIGR`'s map",
+                    "stick-breaking, sharpened": "`SharpStickBreakingIGR`'s map",
+                    "IGR-I": "`SoftmaxIGR`'s map",
+                },
+                leave_out=("import igr", "along dim"),
+            ),
+            "recovery": benchmark(
+                "recovery",
+                {
+                    "Proposition 2": "`SoftmaxIGR`'s",
+                    "broken stick": "`SharpStickBreakingIGR`'s",
+                    "igr-i: pathwise step": "a training step of the linear autoencoder",
+                },
+                leave_out=("RELAX", "10 to 1,000"),
+            ),
         },
     }
 
