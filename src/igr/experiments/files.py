@@ -8,10 +8,10 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import filelock
 
@@ -37,6 +37,16 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise RecordError(f"cannot write {path}: {reason(error)}") from error
+
+
+def store(path: Path, content: bytes | str) -> None:
+    """`write_atomically`, in a folder that is made if need be."""
+    make_folder(path.parent)
+    write_atomically(path, content)
+
+
+Write: TypeAlias = Callable[[Path, "bytes | str"], object]
+"""Writes a file, here or where it is sent."""
 
 
 def _sync_folder(folder: Path) -> None:
@@ -86,9 +96,9 @@ def make_folder(path: Path) -> None:
         raise RecordError(f"cannot create folder {path}: {reason(error)}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, write: Write = write_atomically) -> None:
     """Replace a file by `value` as JSON."""
-    write_atomically(path, json.dumps(value, indent=2) + "\n")
+    write(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -104,11 +114,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], write: Write = write_atomically) -> None:
     """Replace a file by a table; columns in the order of first appearance."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write(path, text.getvalue())

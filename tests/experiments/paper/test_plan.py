@@ -227,17 +227,6 @@ def test_ray_that_is_not_installed_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ray_leaves_the_same_records(tmp_path):
-    pytest.importorskip("ray")
-    common = ["reproduce", "table2", "figure4", "--scale", "smoke", "--row", "gs"]
-    for engine in ("local", "ray"):
-        cli.main([*common, "--engine", engine, "--out", str(tmp_path / engine)])
-    (ours,), (theirs,) = (cells.read_cells(tmp_path / engine) for engine in ("local", "ray"))
-    for mine, other in zip(ours["runs"], theirs["runs"], strict=True):
-        assert mine["bound"] == other["bound"]
-
-
-@pytest.mark.slow
 def test_worker_processes_leave_the_same_records(tmp_path):
     common = ["reproduce", "table2", "--scale", "smoke"]
     for workers in ("1", "2"):

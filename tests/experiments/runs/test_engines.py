@@ -14,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from igr.experiments.errors import UserError
-from igr.experiments.runs import engines
+from igr.experiments.runs import driver
+from igr.experiments.runs.engines import Processes
 from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training.config import SweepConfig
 
@@ -37,7 +38,7 @@ def run_and_kill(jobs: list[Sweep], root: Path, times: int) -> tuple[str, Except
     def run() -> None:
         console = Console(file=printed, width=200)
         try:
-            engines.run(jobs, root, console, workers=2)
+            driver.run(jobs, root, console, Processes(2))
         except UserError as error:
             failed.append(error)
 
@@ -59,7 +60,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     jobs = sweeps(epochs=30)
     printed, failed = run_and_kill(jobs, tmp_path, 1)
     assert failed is None
-    assert printed.count("igr: a worker process was killed by signal 9; another one goes on") == 1
+    assert printed.count("a worker process was killed by signal 9; it goes on from what was") == 1
     assert all(job.is_done(tmp_path) for job in jobs)
 
 
@@ -67,6 +68,11 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 def test_workers_that_are_killed_again_and_again_end_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "_RESTARTS", 0)
-    _, failed = run_and_kill(sweeps(epochs=300), tmp_path, 1)
-    assert str(failed).startswith("worker processes kept being killed, the last by signal 9")
+    monkeypatch.setattr(driver, "_ATTEMPTS", 1)
+    first, second = sweeps(epochs=30)
+    _, failed = run_and_kill([first, second], tmp_path, 1)
+    assert (
+        "its workers kept being lost, the last one because a worker process was killed by signal 9"
+        in str(failed)
+    )
+    assert [first.is_done(tmp_path), second.is_done(tmp_path)].count(True) == 1  # the other one is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -14,21 +15,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import safetensors.torch
 import torch
+from rich.console import Console
 
 from igr.experiments import cli, data
-from igr.experiments.data import DataError
-from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.errors import RecordError
+from igr.experiments.files import Busy
 from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
-from igr.experiments.runs import sweep, train
-from igr.experiments.runs.jobs import Busy, Context, Job, locked, work
+from igr.experiments.runs import driver, sweep, train
+from igr.experiments.runs.driver import Failed
+from igr.experiments.runs.jobs import Job, locked
 from igr.experiments.runs.records import Stack, SweepFolder
-from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.trainer import StackTrainer
+from left import records
 
 SCALE = Scale(
     "tiny",
@@ -46,54 +49,13 @@ SCALE = Scale(
 )
 
 
-class Silent:
-    """A reporter that tells nobody."""
-
-    def begin(self, part: str, units: float) -> None: ...
-    def note(self, part: str, text: str) -> None: ...
-    def advance(self, part: str, units: float) -> None: ...
-    def skip(self, part: str, units: float) -> None: ...
-    def finish(self, part: str) -> None: ...
-
-
 def tiny(**settings: object) -> Cell:
     """A cell of two temperatures, two learning rates and two seeds on a few digits."""
     return Cell("mnist", {"family": "igr-i", **settings}, SCALE, SCALE.temperatures, SCALE.lrs)
 
 
-def context(root: Path) -> Context:
-    return Context(root, Silent(), StopRequest())
-
-
 def run(root: Path, *jobs: Job) -> None:
-    work(jobs, context(root), pause=0.05)
-
-
-def records(root: Path) -> dict[str, object]:
-    """Everything that is left on disk, without times and without what a later process would tidy up."""
-
-    def without_times(value: object) -> object:
-        if isinstance(value, dict):
-            return {
-                k: without_times(v) for k, v in value.items() if "seconds" not in k and k != "date"
-            }
-        return [without_times(v) for v in value] if isinstance(value, list) else value
-
-    found: dict[str, object] = {}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if path.is_dir() or path.name.endswith((".lock", ".tmp")):
-            continue
-        if path.suffix == ".json":
-            found[name] = without_times(json.loads(path.read_text()))
-        elif path.suffix == ".csv":
-            table = pd.read_csv(path).filter(regex="^(?!.*seconds)")
-            found[name] = table.astype(object).fillna("").to_dict("list")
-        else:
-            # The header's order is arbitrary; the numbers must be the same to the last bit.
-            tensors = safetensors.torch.load(path.read_bytes())
-            found[name] = {key: value.numpy().tobytes() for key, value in tensors.items()}
-    return found
+    driver.run(jobs, root, Console(file=io.StringIO()))
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +101,8 @@ class TestCell:
 
         sweep._dataset.cache_clear()
         monkeypatch.setattr(data.Dataset, "test", property(test))
-        for candidate in tiny().candidates():
-            candidate.complete(context(tmp_path), "choosing")
-        with pytest.raises(AssertionError, match="test images"):
+        run(tmp_path, *tiny().candidates())
+        with pytest.raises(Failed, match="test images"):
             run(tmp_path, tiny())
         sweep._dataset.cache_clear()
 
@@ -355,23 +316,16 @@ def test_what_is_done_is_not_run_again(done, monkeypatch):
 def test_a_held_lock_is_passed_over_and_waited_for(tmp_path):
     job = tiny()
     with locked(tmp_path, job.name), pytest.raises(Busy):
-        job.run(context(tmp_path))
+        next(job.work(tmp_path))
 
 
 def test_a_stop_keeps_what_was_finished(tmp_path):
-    here = context(tmp_path)
+    def stop(path: Path, content: object) -> None:
+        if path.suffix == ".safetensors":
+            signal.raise_signal(signal.SIGINT)
 
-    class StopLater(Silent):
-        steps = 0
-
-        def advance(self, part: str, units: float) -> None:
-            self.steps += 1
-            if self.steps == 2:
-                here.stop.requested = True
-
-    here.reporter = StopLater()
     with pytest.raises(Interrupted):
-        work([tiny()], here)
+        driver.run([tiny()], tmp_path, Console(file=io.StringIO()), on_file=stop)
     assert list((tmp_path / "sweeps").glob("*/state/*.safetensors"))
     run(tmp_path, tiny())
     assert read_cells(tmp_path)
@@ -449,7 +403,7 @@ class TestGrid:
 
 def test_a_data_set_that_is_too_small_is_named(tmp_path):
     config = dataclasses.replace(tiny().final(1e-3, 0.1).config, train_images=5000)
-    with pytest.raises(ConfigError, match="train-images: expected at most the 1500 of digits"):
+    with pytest.raises(Failed, match="train-images: expected at most the 1500 of digits"):
         run(tmp_path, Sweep(config, (Scoring(False, 5, 5),)))
 
 
@@ -458,7 +412,7 @@ def test_missing_data_lose_nothing(done, tmp_path, monkeypatch):
     before = records(done)
     cell = dataclasses.replace(tiny(), scale=dataclasses.replace(SCALE, stand_in=None))
     sweep._dataset.cache_clear()
-    with pytest.raises(DataError, match="IGR_DATA"):
+    with pytest.raises(Failed, match="IGR_DATA"):
         run(done, tiny(), cell)
     assert records(done) == before
 

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 import igr
-from igr.experiments import files
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.family import Family
 from igr.experiments.models.gaussian import SoftmaxIGRFamily
 from igr.experiments.models.likelihoods import Bernoulli
 from igr.experiments.models.vae import StackedVAE
-from igr.experiments.runs import records, train
+from igr.experiments.runs import train
 from igr.experiments.runs.records import SweepFolder
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.train import load_model, train_stack
@@ -297,16 +296,15 @@ def killed(action: object) -> int:
 
 def count_writes(path: Path) -> int:
     calls = 0
-    write = files.write_atomically
+    replace = Path.replace
 
-    def counting(*arguments: object) -> None:
+    def counting(source: Path, target: Path) -> None:
         nonlocal calls
         calls += 1
-        write(*arguments)  # type: ignore[arg-type]
+        replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, records):
-            patch.setattr(module, "write_atomically", counting)
+        patch.setattr(Path, "replace", counting)
         train_all(path)
     return calls
 

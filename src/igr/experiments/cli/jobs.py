@@ -3,44 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail
 from igr.experiments.cli.training import say_whether_compiled
 from igr.experiments.errors import check_choice
-from igr.experiments.runs import engines
+from igr.experiments.runs import driver, engines
+from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.training.compute import Compute, check_compute
-from igr.experiments.training.config import check_count
+from igr.experiments.training.config import check_count, check_positive
+
+_WORTH_PROCESSES = 15.0  # seconds of work: it takes some to start them
 
 
-def run_jobs(
-    jobs: Sequence[Job],
-    root: Path,
-    engine: str,
-    ray_address: str | None,
-    workers: int,
-    compute: Compute,
-) -> None:
-    check_choice("engine", engine, engines.ENGINES)
-    check_count("workers", workers, least=0)
-    check_compute(compute)
-    if not workers:
-        workers = min(8, engines.cores()) if compute.device == "cpu" else 1
-    longest = max((job.units for job in jobs if not job.is_done(root)), default=0.0)
-    say_whether_compiled(compute, longest)
+@dataclass(frozen=True)
+class Where:
+    """What the user says of where jobs run, as the options have it."""
+
+    engine: str = "local"
+    ray_address: str | None = None
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float | None = None
+    device: str = "cpu"
+    compiled: bool | None = None
+
+    def make(self, jobs: Sequence[Job], root: Path) -> engines.Engine:
+        """The engine."""
+        compute = Compute(self.device, self.compiled)
+        check_choice("engine", self.engine, engines.ENGINES)
+        check_count("workers", self.workers, least=0)
+        check_positive("cpus-per-task", self.cpus)
+        missing = [job for job in jobs if not job.is_done(root)]
+        if self.engine == "ray":
+            gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
+            datasets = sorted({name for job in missing for name in job.datasets})
+            return Cluster(self.ray_address, compute, datasets, self.cpus, gpus)
+        check_compute(compute)
+        workers = self.workers
+        if not workers:
+            worth_it = sum(job.units for job in missing) > _WORTH_PROCESSES
+            workers = min(8, engines.cores()) if self.device == "cpu" and worth_it else 1
+        say_whether_compiled(compute, max((job.units for job in missing), default=0.0))
+        return engines.Here(compute) if workers == 1 else engines.Processes(workers, compute)
+
+
+def run_jobs(jobs: Sequence[Job], root: Path, where: Where) -> None:
     try:
-        engines.run(
-            jobs,
-            root,
-            console.notes,
-            engine=engine,
-            workers=workers,
-            compute=compute,
-            ray_address=ray_address,
-        )
+        driver.run(jobs, root, console.notes, where.make(jobs, root))
     except Interrupted:
         fail(
             f"stopped; what was finished is in {root}, and the same command goes on from there", 130

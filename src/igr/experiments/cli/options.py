@@ -34,6 +34,13 @@ RayAddress = Annotated[str | None, option("Of the Ray cluster; without it, one i
 Workers = Annotated[
     int, option("Processes side by side, of one thread each; 0: one for each core.")
 ]
+CPUs = Annotated[
+    float, option("Ray: cores for each task, and threads of torch.", name="--cpus-per-task")
+]
+GPUs = Annotated[
+    float | None,
+    option("Ray: GPUs for each task; 0.25: four tasks share one.", name="--gpus-per-task"),
+]
 Device = Annotated[str, option("Where torch computes, such as cpu or cuda.")]
 Compiled = Annotated[
     bool | None,

@@ -11,7 +11,7 @@ import typer
 
 from igr.experiments.cli import console, options
 from igr.experiments.cli.console import Column, say
-from igr.experiments.cli.jobs import run_jobs
+from igr.experiments.cli.jobs import Where, run_jobs
 from igr.experiments.cli.options import flag, option
 from igr.experiments.paper import plan as plans
 from igr.experiments.paper import results
@@ -20,7 +20,6 @@ from igr.experiments.paper.plan import Entry, Options, by_column, column_label, 
 from igr.experiments.paper.specs import CHOICES, COLUMNS, ERRATA, SCALES, TABLES
 from igr.experiments.runs.progress import duration
 from igr.experiments.runs.sweep import nats
-from igr.experiments.training.compute import Compute
 
 EXAMPLES = (
     "igr reproduce table1 --row igr-i --row gs --dataset mnist",
@@ -67,6 +66,8 @@ def reproduce(
     engine: options.Engine = "local",
     ray_address: options.RayAddress = None,
     workers: options.Workers = 0,
+    cpus_per_task: options.CPUs = 1.0,
+    gpus_per_task: options.GPUs = None,
     device: options.Device = "cpu",
     compiled: options.Compiled = None,
 ) -> None:
@@ -86,8 +87,6 @@ def reproduce(
     plan = plans.make_plan(what, scale, wishes)
     root = out_folder.expanduser()
     read_cells(root)  # records of another version are found now, not after the work
-    if scale == "smoke" and not workers:
-        workers = 1  # a process takes longer to start than all of the work
     jobs = plan.jobs()
     if again:
         results.discard(jobs, root)
@@ -95,7 +94,8 @@ def reproduce(
         console.notes.print(
             f"{len(adopted)} of {len(jobs)} are results that come with igr; --again runs them"
         )
-    run_jobs(jobs, root, engine, ray_address, workers, Compute(device, compiled))
+    where = Where(engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled)
+    run_jobs(jobs, root, where)
     entries = plan.finished(root)
     write_tables(root)
     for table in TABLES.values():

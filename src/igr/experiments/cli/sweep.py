@@ -12,11 +12,13 @@ from rich.table import Table as Grid
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
-from igr.experiments.cli.jobs import run_jobs
+from igr.experiments.cli.jobs import Where, run_jobs
 from igr.experiments.cli.options import (
     Compiled,
+    CPUs,
     Device,
     Engine,
+    GPUs,
     RayAddress,
     Records,
     Workers,
@@ -25,7 +27,6 @@ from igr.experiments.cli.options import (
 from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.paper.cells import write_tables
 from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread, nats
-from igr.experiments.training.compute import Compute
 from igr.experiments.training.config import RunConfig
 
 EXAMPLES = (
@@ -48,12 +49,15 @@ def sweep(
     engine: Engine = "local",
     ray_address: RayAddress = None,
     workers: Workers = 1,
+    cpus_per_task: CPUs = 1.0,
+    gpus_per_task: GPUs = None,
     device: Device = "cpu",
     compiled: Compiled = None,
 ) -> None:
     sweeps = grid(_values(settings), samples=samples, test_images=test_images)
     root = out_folder.expanduser()
-    run_jobs(sweeps, root, engine, ray_address, workers, Compute(device, compiled))
+    where = Where(engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled)
+    run_jobs(sweeps, root, where)
     write_tables(root)
     console.out.print(_grid_table(sweeps, root))
     say(f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}")

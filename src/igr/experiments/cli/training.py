@@ -15,12 +15,11 @@ from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
 from igr.experiments.errors import ConfigError
 from igr.experiments.files import write_atomically, write_csv
-from igr.experiments.runs import plots
-from igr.experiments.runs.jobs import Context
-from igr.experiments.runs.progress import board
-from igr.experiments.runs.records import RunFolder, SweepFolder
-from igr.experiments.runs.stopping import StopRequest
-from igr.experiments.runs.sweep import expected, mean_and_spread, nats, score, train
+from igr.experiments.runs import driver, plots
+from igr.experiments.runs.engines import Here
+from igr.experiments.runs.jobs import Steps
+from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
+from igr.experiments.runs.sweep import Score, Scoring, Train, expected, mean_and_spread, nats
 from igr.experiments.runs.train import load_model
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
@@ -130,24 +129,57 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def train_sweep(folder: SweepFolder, dataset: data.Dataset, compute: Compute) -> None:
+@dataclass(frozen=True)
+class _Training:
+    """Training one stack of a sweep in a folder of its own; a `igr.experiments.runs.jobs.Job`."""
+
+    runs: tuple[RunConfig, ...]
+    units: float
+
+    @property
+    def title(self) -> str:
+        return self.runs[0].family
+
+    name = title
+    datasets = ()
+
+    def is_done(self, root: Path) -> bool:
+        return Stack(SweepFolder(root), self.runs).finished
+
+    def work(self, root: Path) -> Steps:
+        folder = SweepFolder(root)
+        with folder.claim(self.runs):
+            yield [Train(".", tuple(g), self.units, self.units) for g in folder.groups(self.runs)]
+            folder.forget()
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Scoring runs that lie in one folder; a `igr.experiments.runs.jobs.Job`."""
+
+    tasks: tuple[Score, ...]
+    name = title = "evaluation"
+    datasets = ()
+
+    @property
+    def units(self) -> float:
+        return sum(task.units for task in self.tasks)
+
+    def is_done(self, root: Path) -> bool:
+        return all(task.finished(root) for task in self.tasks)
+
+    def work(self, root: Path) -> Steps:
+        yield self.tasks
+
+
+def train_sweep(folder: SweepFolder, compute: Compute) -> None:
     """Train every stack of a sweep that is not finished."""
     config = folder.config
-    images, _ = dataset.split(config.held_out)
     groups = stacks(config.runs())
     seconds = expected(config, [])[0] / len(groups)
     say_whether_compiled(compute, seconds)
-    with (
-        StopRequest() as stop,
-        board({runs[0].family: seconds for runs in groups}, console.notes) as shown,
-    ):
-        for runs in groups:
-            with folder.claim(runs) as stack:
-                part = runs[0].family
-                shown.begin(part, seconds)
-                train(stack, images, Context(folder.path, shown, stop, compute), part, seconds)
-                stack.forget()
-                shown.finish(part)
+    jobs = [_Training(tuple(runs), seconds) for runs in groups]
+    driver.run(jobs, folder.path, console.notes, Here(compute))
 
 
 def say_whether_compiled(compute: Compute, seconds: float) -> None:
@@ -165,21 +197,27 @@ def evaluate_runs(
     compute: Compute = CPU,
 ) -> list[Row]:
     """Evaluate every run on the test set, or its first `limit` images, and on what it held out."""
-    test = dataset.test[:limit]
-    name = "evaluation" if limit is None else f"evaluation-first-{len(test)}"
-    part, rows, units = "evaluation", [], 1e-5 * len(test) * samples
-    with StopRequest() as stop, board({part: units * len(runs)}, console.notes) as shown:
-        context = Context(runs[0].path, shown, stop, compute)
-        shown.begin(part, units * len(runs))
-        for i, run in enumerate(runs):
-            shown.note(part, f"run {i + 1} of {len(runs)}")
-            config, held_out = run.config, None
-            if config.held_out and limit is None:
-                _, images = dataset.split(config.held_out)
-                held_out = score(run, images, HELD_OUT, 100, context, part, 0.0)
-            result = score(run, test, name, samples, context, part, units)
-            rows.append(Row(run, config, result, held_out, run.metrics()[-1]["seconds"]))
-    return rows
+    count = min(limit or len(dataset.test), len(dataset.test))
+    name = "evaluation" if limit is None else f"evaluation-first-{count}"
+    test = Scoring(False, 0 if limit is None else count, samples, name)
+    held_out = Scoring(True, 0, 100, HELD_OUT)
+    tasks = []
+    for run in runs:
+        config = run.config
+        if config.held_out and limit is None:
+            tasks.append(Score(run.path.name, config, held_out, 0.01))
+        tasks.append(Score(run.path.name, config, test, 1e-5 * count * samples))
+    driver.run([_Evaluation(tuple(tasks))], runs[0].path.parent, console.notes, Here(compute))
+    return [
+        Row(
+            run,
+            run.config,
+            run.evaluation(name) or {},
+            run.evaluation(HELD_OUT) if limit is None else None,
+            run.metrics()[-1]["seconds"],
+        )
+        for run in runs
+    ]
 
 
 def finish_sweep(
@@ -188,8 +226,10 @@ def finish_sweep(
     """Evaluate a trained sweep, draw its pictures, write its results."""
     runs = [folder.run(config) for config in folder.config.runs()]
     rows = evaluate_runs(runs, dataset, samples, compute=compute)
-    sizes = {config: len(stack) for stack in stacks(folder.config.runs()) for config in stack}
-    rows = [dataclasses.replace(row, seconds=row.seconds / sizes[row.config]) for row in rows]
+    rows = [
+        dataclasses.replace(row, seconds=row.seconds / folder.side_by_side(row.config))
+        for row in rows
+    ]
     for run in runs:
         plots.draw_run(run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.shape)
     plots.draw_sweep(folder, [(row.run, row.evaluation["bound"]) for row in rows])
@@ -214,7 +254,7 @@ def run_sweep(
     folder = SweepFolder.open(path, config, resume=resume)
     if mark:
         write_atomically(path / mark, "written by `igr demo`, which may replace this folder\n")
-    train_sweep(folder, dataset, compute)
+    train_sweep(folder, compute)
     return folder, finish_sweep(folder, dataset, samples, compute)
 
 

@@ -12,20 +12,21 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from igr.experiments import data
 from igr.experiments.errors import ConfigError
 from igr.experiments.files import make_folder, remove_temporary, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
-from igr.experiments.runs.jobs import Context, locked
+from igr.experiments.runs.jobs import Steps, locked
 from igr.experiments.runs.records import FORMAT, read_record, versions
-from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
 from igr.experiments.training.config import SweepConfig
+
+Best: TypeAlias = Callable[[Sweep, int], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ class Cell:
         """Of training."""
         return trained_epochs(self.scale.epochs, self.settings)
 
+    @property
+    def datasets(self) -> tuple[str]:
+        return (self.scale.stand_in or self.dataset,)
+
     def _shared(self) -> dict[str, Any]:
         settings = {k: v for k, v in self.settings.items() if k not in ("family", "times_epochs")}
         return {
@@ -113,8 +118,26 @@ class Cell:
             rungs.append((round(epochs * self.epochs), count))
         return [*((e, n) for e, n in rungs if 0 < e < self.epochs), (self.epochs, 1)]
 
+    def _rungs_of(self, lr: float, best: Best) -> Iterator[Sweep]:
+        """The sweeps of a learning rate, of which each rung is to be done before the next one is asked for."""
+        temperatures: Sequence[float] = self.temperatures
+        before: Sweep | None = None
+        for epochs, count in self.rungs():
+            config = SweepConfig(
+                **{**self._shared(), "epochs": epochs},
+                held_out=self._held_out,
+                temperatures=tuple(temperatures),
+                seeds=self.scale.choice_seeds,
+                lr=lr,
+            )
+            scoring = Scoring(True, 0, self.scale.choice_samples)
+            before = Sweep(config, (scoring,), "", before, epochs < self.epochs)
+            yield before
+            if before.leaves_states:
+                temperatures = best(before, count)
+
     def candidates(
-        self, best: Callable[[Sweep, int], Sequence[float]] | None = None
+        self, best: Best = lambda s, count: s.config.temperatures[:count]
     ) -> list[Sweep]:
         """Sweeps to choose from, one for each learning rate and rung; none where there is nothing to choose.
 
@@ -123,24 +146,7 @@ class Cell:
         """
         if len(self.temperatures) * len(self.lrs) == 1:
             return []
-        sweeps = []
-        for lr in self.lrs:
-            temperatures: Sequence[float] = self.temperatures
-            before: Sweep | None = None
-            for epochs, count in self.rungs():
-                config = SweepConfig(
-                    **{**self._shared(), "epochs": epochs},
-                    held_out=self._held_out,
-                    temperatures=tuple(temperatures),
-                    seeds=self.scale.choice_seeds,
-                    lr=lr,
-                )
-                scoring = Scoring(True, 0, self.scale.choice_samples)
-                before = Sweep(config, (scoring,), "", before, epochs < self.epochs)
-                sweeps.append(before)
-                if before.leaves_states:
-                    temperatures = best(before, count) if best else temperatures[:count]
-        return sweeps
+        return [sweep for lr in self.lrs for sweep in self._rungs_of(lr, best)]
 
     def _planned(self) -> list[Sweep]:
         return [*self.candidates(), self.final(self.lrs[0], self.temperatures[0])]
@@ -166,24 +172,20 @@ class Cell:
     def is_done(self, root: Path) -> bool:
         return self.path(root).exists()
 
-    def run(self, context: Context) -> None:
-        root, path = context.root, self.path(context.root)
+    def work(self, root: Path) -> Steps:
+        path, best = self.path(root), functools.partial(_best, root)
+
+        def choose(lr: float, root: Path) -> Steps:
+            for sweep in self._rungs_of(lr, best):
+                yield [sweep.work]
+
         with locked(root, self.name):
             remove_temporary(path.parent, path.name)
             if path.exists():
                 return
-            wait = functools.partial(_waiting, context, self.title)
-
-            def best(sweep: Sweep, count: int) -> list[float]:
-                """Train and score a rung; the temperatures that go on, in their order."""
-                sweep.complete(context, self.title, wait)
-                bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
-                ahead = [temperature for temperature, _ in bounds[:count]]
-                return [t for t in sweep.config.temperatures if t in ahead]
-
+            if self.candidates():
+                yield [functools.partial(choose, lr) for lr in self.lrs]
             sweeps = self.candidates(best)
-            for sweep in sweeps:
-                sweep.complete(context, self.title, wait)
             scored = [
                 _Scored(sweep.config.lr, temperature, sweep.config.epochs, bound)
                 for sweep in sweeps
@@ -196,11 +198,11 @@ class Cell:
                 default=_Scored(self.lrs[0], self.temperatures[0], 0, math.nan),
             )
             final = self.final(chosen.lr, chosen.temperature)
-            final.complete(context, self.title, wait)
-            make_folder(path.parent)
-            write_json(path, self._record(root, [*sweeps, final], scored, chosen))
+            yield [final.work]
             for sweep in sweeps:
                 sweep.forget_states(root)
+            make_folder(path.parent)
+            write_json(path, self._record(root, [*sweeps, final], scored, chosen))
 
     def _record(
         self, root: Path, sweeps: Sequence[Sweep], scored: Sequence[_Scored], chosen: _Scored
@@ -239,10 +241,11 @@ class _Scored:
     held_out_bound: float
 
 
-def _waiting(context: Context, part: str) -> None:
-    if context.stop.requested:
-        raise Interrupted(0)
-    context.reporter.note(part, "waiting for another process")
+def _best(root: Path, sweep: Sweep, count: int) -> list[float]:
+    """The best temperatures of a rung that has been scored, in their order."""
+    bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
+    ahead = [temperature for temperature, _ in bounds[:count]]
+    return [t for t in sweep.config.temperatures if t in ahead]
 
 
 def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
@@ -289,7 +292,7 @@ def read_cells(root: Path) -> list[dict[str, Any]]:
 
 def write_tables(root: Path) -> None:
     """Replace ``results.csv`` and ``cells.csv``, which pandas reads as they are."""
-    with locked(root, "tables", wait=lambda: None):
+    with locked(root, "tables", timeout=-1):
         tables = {"results.csv": run_rows(root), "cells.csv": [*map(cell_row, read_cells(root))]}
         for name, rows in tables.items():
             remove_temporary(root, name)

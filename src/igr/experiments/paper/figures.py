@@ -28,7 +28,7 @@ from igr.experiments.paper.specs import (
     TableFigure,
     TemperatureFigure,
 )
-from igr.experiments.runs.jobs import Context, locked
+from igr.experiments.runs.jobs import Context, Steps, locked
 from igr.experiments.runs.records import FORMAT, RunFolder, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.streams import stream
@@ -340,27 +340,42 @@ class FigureJob:
     def is_done(self, root: Path) -> bool:
         return self.record(root) is not None
 
-    def run(self, context: Context) -> None:
-        with locked(context.root, self.name):
-            path = self.path(context.root)
-            make_folder(path.parent)
+    def work(self, root: Path) -> Steps:
+        with locked(root, self.name):
+            path = self.path(root)
             remove_temporary(path.parent, path.name)
-            if self.is_done(context.root):
-                return
-            unit = self.units / (self.steps * sum(map(len, self.figure.rows)))
+            yield [self]
 
-            def advance() -> None:
-                if context.stop.requested:
-                    raise Interrupted(0)
-                context.reporter.advance(self.title, unit)
+    datasets = ()
 
-            def fitted(each: Approximation) -> dict[str, Any]:
-                context.reporter.note(self.title, each.label)
-                return self._fitted(each, advance)
+    # The one task of it is the job itself.
 
-            rows = [[fitted(each) for each in row] for row in self.figure.rows]
-            record = {"identity": self.identity(), "rows": rows, "versions": versions()}
-            write_json(path, {"format": FORMAT, **record})
+    memory = 10**9
+
+    def finished(self, root: Path) -> bool:
+        return self.is_done(root)
+
+    def given(self, root: Path) -> None:
+        return None
+
+    def split(self, count: int) -> list[FigureJob]:
+        return [self]
+
+    def run(self, given: bytes | None, context: Context) -> None:
+        unit = self.units / (self.steps * sum(map(len, self.figure.rows)))
+
+        def advance() -> None:
+            if context.stop.requested:
+                raise Interrupted(0)
+            context.advance(unit)
+
+        def fitted(each: Approximation) -> dict[str, Any]:
+            context.note(each.label)
+            return self._fitted(each, advance)
+
+        rows = [[fitted(each) for each in row] for row in self.figure.rows]
+        record = {"identity": self.identity(), "rows": rows, "versions": versions()}
+        write_json(self.path(Path()), {"format": FORMAT, **record}, context.write)
 
     def _fitted(self, each: Approximation, advance: Callable[[], object]) -> dict[str, Any]:
         start = time.perf_counter()

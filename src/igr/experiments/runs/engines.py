@@ -1,36 +1,38 @@
-"""Where jobs run: in this process, in several on this machine, or on a Ray cluster."""
+"""Where tasks are done: in this process, or in several on this machine; `igr.experiments.runs.cluster` has Ray's."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import importlib
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
 
 import torch
-from rich.console import Console
 
-from igr.experiments.errors import ConfigError, UserError
-from igr.experiments.files import make_folder, write_atomically
-from igr.experiments.runs.jobs import Context, Job, work
-from igr.experiments.runs.progress import Board, board
-from igr.experiments.runs.stopping import Interrupted, StopRequest
+from igr.experiments.runs.jobs import Context, Task, perform
+from igr.experiments.runs.stopping import ENDS, StopRequest
 from igr.experiments.training.compute import CPU, Compute, keep_memory
 
 ENGINES = ("local", "ray")
 
-_RESTARTS = 3  # of worker processes that were killed
+_STATES = 10.0  # seconds between states that are sent from other machines
+
+Tell = Callable[..., object]
+"""Is given a task's key, the name of an event and what belongs to it; see `igr.experiments.runs.jobs.Context`.
+
+A task ends with ``"done"``, ``"stopped", (epoch,)``, ``"failed", reason, details`` or ``"lost", reason``, where its
+process was killed and another one may have more luck.
+"""
 
 
 def cores() -> int:
@@ -40,93 +42,69 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def run(
-    jobs: Sequence[Job],
-    root: Path,
-    console: Console,
-    *,
-    engine: str = "local",
-    workers: int = 1,
-    compute: Compute = CPU,
-    ray_address: str | None = None,
-) -> None:
-    """Do what is missing of the jobs, and show how far it is.
+class Engine(Protocol):
+    """Does tasks."""
 
-    Args:
-        jobs: what is wanted.
-        root: folder of the records.
-        console: where progress is shown.
-        engine: one of `ENGINES`.
-        workers: processes on this machine, each on one thread; 1 stays in this one.
-        compute: where and how torch computes.
-        ray_address: of the cluster; None starts one on this machine.
+    @property
+    def slots(self) -> int:
+        """How many tasks it does at once."""
 
-    Raises:
-        Interrupted: if a stop was asked for; what was finished is kept.
-    """
-    make_folder(root)
-    missing = [job for job in jobs if not job.is_done(root)]
-    if not missing:
-        return
-    parts = {job.title: job.units for job in missing}
-    workers = min(workers, len(missing))
-    with StopRequest() as stop:
-        if engine == "ray":
-            _run_on_ray(missing, root, console, stop, compute, ray_address)
+    @property
+    def free(self) -> int:
+        """How many more it takes now."""
+
+    def start(self, tell: Tell, stop: StopRequest) -> None:
+        """Make ready; `tell` is to hear of everything."""
+
+    def submit(self, key: int, task: Task, given: bytes | None) -> None:
+        """Have a task done, soon."""
+
+    def poll(self, seconds: float) -> None:
+        """Tell of what has happened, waiting for so long at most if nothing has."""
+
+    def stop(self) -> None:
+        """Ask for an end where nothing is lost; may be called again."""
+
+    def close(self) -> None:
+        """End everything."""
+
+
+class Here:
+    """This process does one task after another."""
+
+    slots = 1
+
+    def __init__(self, compute: Compute = CPU) -> None:
+        self.compute = compute
+        self.next: tuple[int, Task, bytes | None] | None = None
+
+    @property
+    def free(self) -> int:
+        return int(self.next is None)
+
+    def start(self, tell: Tell, stop: StopRequest) -> None:
+        self.tell, self.stopping = tell, stop
+
+    def submit(self, key: int, task: Task, given: bytes | None) -> None:
+        self.next = key, task, given
+
+    def poll(self, seconds: float) -> None:
+        if self.next is None:
+            time.sleep(seconds)
             return
-        with board(parts, console, workers) as shown:
-            if workers == 1:
-                work(missing, Context(root, shown, stop, compute))
-            else:
-                _run_in_processes(missing, root, shown, stop, workers, compute)
+        key, task, given = self.next
+        self.next = None
+        context = Context(lambda event: self.tell(key, *event), self.stopping, self.compute)
+        perform(task, given, context)
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
-@dataclasses.dataclass
-class _Sender:
-    """A reporter that passes everything on, steps not one by one."""
-
-    put: Callable[[Any], object]
-    every: float = 0.2
-    _units: float = 0.0
-    _sent: float = 0.0
-
-    def _send(self, *event: Any) -> None:
-        self._sent = time.monotonic()
-        self.put(event)
-
-    def _flush(self, part: str) -> None:
-        if self._units:
-            units, self._units = self._units, 0.0
-            self._send("advance", part, units)
-
-    def begin(self, part: str, units: float) -> None:
-        self._units = 0.0
-        self._send("begin", part, units)
-
-    def note(self, part: str, text: str) -> None:
-        self._flush(part)
-        self._send("note", part, text)
-
-    def advance(self, part: str, units: float) -> None:
-        self._units += units
-        if time.monotonic() - self._sent > self.every:
-            self._flush(part)
-
-    def skip(self, part: str, units: float) -> None:
-        self._send("skip", part, units)
-
-    def finish(self, part: str) -> None:
-        self._units = 0.0
-        self._send("finish", part)
-
-
-def _show(shown: Board, event: tuple[Any, ...]) -> None:
-    """Tell the board what a `_Sender` was told."""
-    name, *arguments = event
-    getattr(shown, name)(*arguments)
-
-
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process as soon as its parent is gone, however that ended."""
 
     def watch() -> None:
@@ -137,172 +115,106 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _worker(
-    jobs: Sequence[Job], root: Path, compute: Compute, parent: int, events: Connection
-) -> None:
-    _die_with(parent)
+def _work(compute: Compute, parent: int, pipe: Connection) -> None:
+    """Do the tasks that come through a pipe, until it is closed."""
+    die_with(parent)
     keep_memory()
     torch.set_num_threads(1)
-    with StopRequest() as stop:
+    with StopRequest() as stop, contextlib.suppress(EOFError, OSError):
         # Ctrl-C reaches every process of a terminal; the parent alone passes it on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            work(jobs, Context(root, _Sender(events.send), stop, compute))
-        except Interrupted:
-            events.send(("interrupted",))
-        except UserError as error:
-            events.send(("error", type(error), str(error)))
+        while not stop.requested:
+            task, given = pickle.loads(pipe.recv_bytes())  # from our parent
+            perform(task, given, Context(pipe.send, stop, compute))
 
 
-def _run_in_processes(
-    jobs: Sequence[Job],
-    root: Path,
-    shown: Board,
-    stop: StopRequest,
-    workers: int,
-    compute: Compute,
-) -> None:
-    """In processes that each have a pipe of their own, so that one that is killed leaves the others alone."""
-    context = multiprocessing.get_context("spawn")
-    running: dict[Connection, SpawnProcess] = {}
-
-    def start() -> None:
-        events, sending = context.Pipe(duplex=False)
-        arguments = (jobs, root, compute, os.getpid(), sending)
-        running[events] = context.Process(target=_worker, args=arguments)
-        running[events].start()
-        sending.close()
-
-    failure: Exception | None = None
-    interrupted = asked = False
-    restarts = 0
-    for _ in range(workers):
-        start()
-    try:
-        while running:
-            if (stop.requested or failure) and not asked:
-                asked = True
-                for process in running.values():
-                    process.terminate()
-            for events in connection.wait(list(running), timeout=0.2):
-                assert isinstance(events, Connection)  # noqa: S101  # for the type checker
-                try:
-                    event = events.recv()
-                except (EOFError, OSError):  # it has ended
-                    process = running.pop(events)
-                    process.join()
-                    code = process.exitcode or 0
-                    if asked or not code:
-                        continue
-                    if code > 0:
-                        failure = UserError("a worker process failed; its errors are above")
-                    elif restarts == _RESTARTS:
-                        failure = UserError(
-                            f"worker processes kept being killed, the last by signal {-code} (is there"
-                            " enough memory?); the same command goes on from there"
-                        )
-                    else:
-                        restarts += 1
-                        shown.say(
-                            f"a worker process was killed by signal {-code}; another one goes on"
-                        )
-                        start()
-                    continue
-                if event[0] == "interrupted":
-                    interrupted = True
-                elif event[0] == "error":
-                    failure = failure or event[1](event[2])
-                else:
-                    _show(shown, event)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
-    if failure:
-        raise failure
-    if interrupted or stop.requested:
-        raise Interrupted(0)
+@dataclass
+class _Worker:
+    process: BaseProcess
+    key: int | None = None
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith((".lock", ".tmp"))
-    }
+class Processes:
+    """Processes on this machine, of one thread each, with a pipe each: one that is killed leaves the others alone."""
+
+    def __init__(self, workers: int, compute: Compute = CPU) -> None:
+        self.slots, self.compute = workers, compute
+        self.workers: dict[Connection, _Worker] = {}
+        self.asked = False
+
+    @property
+    def free(self) -> int:
+        return self.slots - sum(worker.key is not None for worker in self.workers.values())
+
+    def start(self, tell: Tell, stop: StopRequest) -> None:
+        self.tell = tell
+
+    def _start_worker(self) -> Connection:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(self.compute, os.getpid(), theirs))
+        process.start()
+        theirs.close()
+        self.workers[ours] = _Worker(process)
+        return ours
+
+    def submit(self, key: int, task: Task, given: bytes | None) -> None:
+        idle = [pipe for pipe, worker in self.workers.items() if worker.key is None]
+        pipe = idle[0] if idle else self._start_worker()
+        self.workers[pipe].key = key
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `poll` finds out
+            pipe.send_bytes(pickle.dumps((task, given)))
+
+    def poll(self, seconds: float) -> None:
+        for pipe in connection.wait(list(self.workers), timeout=seconds):
+            assert isinstance(pipe, Connection)  # noqa: S101  # for the type checker
+            worker = self.workers[pipe]
+            try:
+                event = pipe.recv()
+            except (EOFError, OSError):
+                del self.workers[pipe]
+                worker.process.join()
+                if worker.key is not None:
+                    self.tell(worker.key, "lost", _why(worker.process.exitcode or 0))
+                continue
+            key = worker.key
+            if event[0] in ENDS:
+                worker.key = None
+            self.tell(key, *event)
+
+    def stop(self) -> None:
+        if not self.asked:
+            self.asked = True
+            for worker in self.workers.values():
+                worker.process.terminate()
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.process.kill()
+            worker.process.join()
 
 
-def run_elsewhere(job: Job, compute: Compute, events: Any) -> dict[str, bytes]:
-    """Do a job in a folder of its own and return the files that it leaves, by their paths."""
+def _why(code: int) -> str:
+    """What became of a process that ended so."""
+    if code < 0:
+        return f"a worker process was killed by signal {-code}"
+    return f"a worker process ended with exit code {code}"
+
+
+def events(payload: bytes) -> Iterator[tuple[Any, ...]]:
+    """Do a task in another thread, and yield what it tells; for an engine that is elsewhere."""
     keep_memory()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="igr-") as folder:
-        context = Context(Path(folder), _Sender(events.put, every=2.0), StopRequest(), compute)
-        work([job], context)
-        return _files(Path(folder))
+    task, given, compute, threads = pickle.loads(payload)  # from our driver
+    told: queue.Queue[tuple[Any, ...]] = queue.Queue(maxsize=4)
+    context = Context(told.put, StopRequest(), compute, every=_STATES, quiet=1.0)
 
+    def work() -> None:
+        torch.set_num_threads(threads)
+        perform(task, given, context)
 
-def receive(root: Path, files: dict[str, bytes]) -> None:
-    """Put the files of a job where it would have left them; what marks it as done comes last."""
-
-    def order(path: str) -> tuple[bool, bool, str]:
-        return path.startswith(("cells/", "figures/")), path.endswith(".safetensors"), path
-
-    for path in sorted(files, key=order):
-        target = root / path
-        if not target.exists():
-            make_folder(target.parent)
-            write_atomically(target, files[path])
-
-
-def _run_on_ray(
-    jobs: Sequence[Job],
-    root: Path,
-    console: Console,
-    stop: StopRequest,
-    compute: Compute,
-    address: str | None,
-) -> None:
-    """One task for each job. The cluster's machines need this package and the data, but share no folder."""
-    try:
-        ray = importlib.import_module("ray")
-        ray_queue = importlib.import_module("ray.util.queue")
-    except ImportError:
-        raise ConfigError("engine: ray is not installed: pip install ray") from None
-    started = not ray.is_initialized()
-    if started:
-        try:
-            ray.init(
-                address=address, log_to_driver=False, include_dashboard=False, logging_level=40
-            )
-        except (ConnectionError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"ray-address: cannot reach {address!r} ({reason})") from None
-    try:
-        events = ray_queue.Queue(actor_options={"num_cpus": 0})
-        gpus = 1 if torch.device(compute.device).type == "cuda" else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(run_elsewhere)
-        workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        with board({job.title: job.units for job in jobs}, console, workers) as shown:
-            waiting = {remote.remote(job, compute, events): job for job in jobs}
-            while waiting:
-                ready, _ = ray.wait(list(waiting), timeout=0.5)
-                while not events.empty():
-                    _show(shown, events.get())
-                for task in ready:
-                    job = waiting.pop(task)
-                    try:
-                        receive(root, ray.get(task))
-                    except ray.exceptions.RayTaskError as error:
-                        cause = error.cause
-                        if isinstance(cause, UserError):
-                            raise cause from None
-                        raise
-                    shown.finish(job.title)
-                if stop.requested:
-                    for task in waiting:
-                        ray.cancel(task, force=True)
-                    raise Interrupted(0)
-    finally:
-        if started:
-            ray.shutdown()
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        event = told.get()
+        yield event
+        if event[0] in ENDS:
+            return

@@ -14,10 +14,11 @@ r"""What a sweep leaves on disk, and how: nothing is ever half-written under its
                   evaluation*.json      once evaluated
                   *.png
     DIR/state/STACK.safetensors         while unfinished: all that training needs to go on, metrics included
-    DIR/state/STACK.lock                held by the process that trains the stack
+    DIR/state/STACK.lock                held by the process that trains the stack (`igr vae`)
 
 A stack's state is one file, so that all its runs are always at the same epoch; the metrics of the runs are written
-from it, and so may lag behind while training goes on.
+from it, and so may lag behind while training goes on. It says which runs it is of: another stack that holds some of
+these goes on from it too.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
@@ -43,16 +44,17 @@ import igr
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import (
     Busy,
+    Write,
     acquire,
     make_folder,
     read_json,
     reason,
     remove_temporary,
-    write_atomically,
+    store,
     write_csv,
     write_json,
 )
-from igr.experiments.training.config import RunConfig, SweepConfig
+from igr.experiments.training.config import RunConfig, SweepConfig, stacks
 
 FORMAT = 1
 """Version of the layout above; a reader refuses any other."""
@@ -84,12 +86,19 @@ def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any
         raise RecordError(f"{path}: {error}") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_bytes(path: Path) -> bytes:
+    """What a file of records holds."""
     try:
-        return load_file(path)
+        return path.read_bytes()
     except OSError as error:
         raise RecordError(f"cannot read {path}: {reason(error)}") from error
-    except SafetensorError as error:
+
+
+def read_tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors that the content of the file `path` stands for."""
+    try:
+        return from_safetensors(content)
+    except (SafetensorError, ValueError, KeyError) as error:
         raise RecordError(f"{path} is damaged ({error}); delete it to start again") from error
 
 
@@ -107,23 +116,24 @@ def versions() -> dict[str, Any]:
 
 
 class RunFolder:
-    """The records of one run."""
+    """The records of one run; `write` has its files written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, write: Write = store) -> None:
+        self.path, self.write = path, write
 
     @property
     def config(self) -> RunConfig:
         return _read_settings(self.path / "config.json", RunConfig)
 
-    def create(self, config: RunConfig) -> None:
-        """Make the folder and write down what does not change while the run goes on."""
-        make_folder(self.path)
-        write_json(self.path / "config.json", {"format": FORMAT, **config.to_dict()})
-        write_json(self.path / "versions.json", versions())
+    def create(self, config: RunConfig, side_by_side: int) -> None:
+        """Write down what does not change while the run goes on, in a stack of so many."""
+        settings = {"format": FORMAT, **config.to_dict()}
+        write_json(self.path / "config.json", settings, self.write)
+        made = {**versions(), "side_by_side": side_by_side}
+        write_json(self.path / "versions.json", made, self.write)
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
-        write_csv(self.path / "metrics.csv", rows)
+        write_csv(self.path / "metrics.csv", rows, self.write)
 
     def metrics(self) -> list[dict[str, float]]:
         try:
@@ -142,12 +152,19 @@ class RunFolder:
     def write_weights(self, tensors: dict[str, Tensor], config: RunConfig) -> None:
         """Save the trained parameters, which marks the run as finished."""
         metadata = {"format": "pt", "config": json.dumps(config.to_dict())}
-        write_atomically(self.path / "weights.safetensors", to_safetensors(tensors, metadata))
+        self.write(self.path / "weights.safetensors", to_safetensors(tensors, metadata))
 
     def weights(self) -> dict[str, Tensor]:
+        return read_tensors(self.weights_file(), self.path / "weights.safetensors")
+
+    def weights_file(self) -> bytes:
+        """The content of the file of weights."""
         if not self.finished:
             raise RecordError(f"{self.path} is not finished: go on with --resume first")
-        return _read_tensors(self.path / "weights.safetensors")
+        return read_bytes(self.path / "weights.safetensors")
+
+    def write_evaluation(self, name: str, found: dict[str, Any]) -> None:
+        write_json(self.path / f"{name}.json", found, self.write)
 
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """The evaluation of that name, if there is one."""
@@ -156,10 +173,10 @@ class RunFolder:
 
 
 class SweepFolder:
-    """The records of a sweep."""
+    """The records of a sweep; `write` has its runs' files written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, write: Write = store) -> None:
+        self.path, self.write = path, write
 
     @classmethod
     def open(cls, path: Path, config: SweepConfig, *, resume: bool) -> SweepFolder:
@@ -208,7 +225,48 @@ class SweepFolder:
 
     def run(self, config: RunConfig) -> RunFolder:
         """Where the records of one run are."""
-        return RunFolder(self.path / "runs" / config.name)
+        return RunFolder(self.path / "runs" / config.name, self.write)
+
+    def side_by_side(self, config: RunConfig) -> int:
+        """How many runs that one trained with."""
+        path = self.run(config).path / "versions.json"
+        whole = next(len(runs) for runs in stacks(self.config.runs()) if config in runs)
+        return (read_json(path) if path.exists() else {}).get("side_by_side", whole)
+
+    def states(self) -> list[tuple[int, Path, list[str]]]:
+        """The saved states, those of most epochs first: epoch, file, names of the runs."""
+        found = []
+        for path in (self.path / "state").glob("*.safetensors"):
+            try:
+                with safe_open(path, "pt") as file:
+                    epoch, metadata = int(file.get_tensor("epoch")), file.metadata() or {}
+            except (OSError, SafetensorError, ValueError) as error:
+                raise RecordError(
+                    f"{path} is damaged ({error}); delete it to start again"
+                ) from error
+            if "runs" in metadata:
+                names = json.loads(metadata["runs"])
+            else:  # as states were when no stack was ever divided
+                whole = stacks(self.config.runs())
+                names = [r.name for runs in whole if Stack(self, runs).path == path for r in runs]
+            found.append((epoch, path, names))
+        return sorted(found, key=lambda each: -each[0])
+
+    def groups(self, runs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+        """The runs of a stack in groups that can go on together: at the same epoch, or finished."""
+        states = self.states()
+        groups: dict[tuple[bool, int], list[RunConfig]] = {}
+        for run in runs:
+            epoch = next((epoch for epoch, _, names in states if run.name in names), 0)
+            groups.setdefault((self.run(run).finished, epoch), []).append(run)
+        return list(groups.values())
+
+    def forget(self) -> None:
+        """Remove the states that no run needs any more."""
+        unfinished = {run.name for run in self.config.runs() if not self.run(run).finished}
+        for _, path, names in self.states():
+            if unfinished.isdisjoint(names):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def claim(self, runs: Sequence[RunConfig]) -> Iterator[Stack]:
@@ -241,10 +299,18 @@ class SweepFolder:
 
 
 class Stack:
-    """The records of runs that train side by side; from `SweepFolder.claim`."""
+    """The records of runs that train side by side.
 
-    def __init__(self, folder: SweepFolder, runs: Sequence[RunConfig]) -> None:
-        self.runs = list(runs)
+    Args:
+        folder: of their sweep.
+        runs: of the stack.
+        sent: the last saved state, where the folder is elsewhere.
+    """
+
+    def __init__(
+        self, folder: SweepFolder, runs: Sequence[RunConfig], sent: bytes | None = None
+    ) -> None:
+        self.folder, self.runs, self.sent = folder, list(runs), sent
         self.folders = [folder.run(run) for run in runs]
         names = " ".join(sorted(run.name for run in runs))
         digest = hashlib.blake2b(names.encode(), digest_size=4).hexdigest()
@@ -263,21 +329,38 @@ class Stack:
 
     def create(self) -> None:
         for folder, run in zip(self.folders, self.runs, strict=True):
-            folder.create(run)
+            folder.create(run, len(self.runs))
 
     def load(self) -> dict[str, Tensor] | None:
-        """The last saved state, if there is one."""
-        if not self.path.exists():
+        """The last saved state, if there is one, whether it is of these runs alone or of others besides."""
+        content, path = self.saved()
+        if content is None:
             return None
-        state = _read_tensors(self.path)
+        state = read_tensors(content, path)
         if any(".estimator.0." in name for name in state):  # 0.1: an estimator for each run
             raise RecordError(
-                f"{self.path}: written by another version of igr; delete it to start again"
+                f"{path}: written by another version of igr; delete it to start again"
             )
         return state
 
+    def saved(self) -> tuple[bytes | None, Path]:
+        """The same as a file's content, and where it is from."""
+        if self.sent is not None:
+            return self.sent, self.path
+        wanted = [run.name for run in self.runs]
+        states = self.folder.states()
+        for epoch in dict.fromkeys(epoch for epoch, _, _ in states):
+            holders = {name: (p, names) for e, p, names in states if e == epoch for name in names}
+            if not set(wanted) <= holders.keys():
+                continue
+            path, names = holders[wanted[0]]
+            if names == wanted:
+                return read_bytes(path), path
+            return _to_bytes(_gather(wanted, holders), wanted), path
+        return None, self.path
+
     def save(self, state: dict[str, Tensor]) -> None:
-        write_atomically(self.path, to_safetensors(state))
+        self.folder.write(self.path, _to_bytes(state, [run.name for run in self.runs]))
 
     def write_metrics(self, rows: Sequence[Sequence[dict[str, Any]]]) -> None:
         for folder, each in zip(self.folders, rows, strict=True):
@@ -288,8 +371,44 @@ class Stack:
         for r, (folder, run) in enumerate(zip(self.folders, self.runs, strict=True)):
             folder.write_weights(weights(r), run)
 
-    def forget(self) -> None:
-        self.path.unlink(missing_ok=True)
+
+def _to_bytes(state: dict[str, Tensor], names: Sequence[str]) -> bytes:
+    return to_safetensors(state, {"runs": json.dumps(names)})
+
+
+def _gather(wanted: list[str], holders: dict[str, tuple[Path, list[str]]]) -> dict[str, Tensor]:
+    """The state of these runs from the files that hold it, of one epoch, with the names of all runs in each."""
+    parts, order = [], []
+    for path, names in {holders[name][0]: holders[name][1] for name in wanted}.items():
+        here = [name for name in wanted if holders[name][0] == path]
+        try:
+            state = read_tensors(read_bytes(path), path)
+            part = select_runs(state, [names.index(name) for name in here])
+            part["metrics"][..., -1] *= len(wanted) / len(
+                names
+            )  # seconds of all that train at once
+        except (IndexError, KeyError) as error:
+            raise RecordError(f"{path} is damaged ({error}); delete it to start again") from error
+        parts.append(part)
+        order += here
+    together = {
+        name: torch.cat([part[name] for part in parts], dim=int(name == "metrics"))
+        if value.dim()
+        else value
+        for name, value in parts[0].items()
+    }
+    return select_runs(together, [order.index(name) for name in wanted])
+
+
+def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tensor]:
+    """The state of some of a stack's runs, as the state of a stack of these alone."""
+    selected = {}
+    for name, value in state.items():
+        if value.dim() == 0:  # of all of them: numbers of epochs and steps
+            selected[name] = value
+        else:
+            selected[name] = value[:, runs] if name == "metrics" else value[runs]
+    return selected
 
 
 def open_runs(path: Path) -> list[RunFolder]:

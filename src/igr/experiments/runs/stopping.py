@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 
+ENDS = ("done", "stopped", "failed", "lost")
+"""How a task ends: names of the events after which it tells nothing more."""
+
 
 class Interrupted(Exception):  # noqa: N818
     """Training was asked to stop, and all finished epochs are saved."""

@@ -17,7 +17,7 @@ import itertools
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from torch import Tensor
 
 from igr.experiments import data
 from igr.experiments.errors import ConfigError
-from igr.experiments.files import read_json, write_json
-from igr.experiments.runs.jobs import Context, locked
-from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
+from igr.experiments.files import read_json
+from igr.experiments.runs.jobs import Context, Steps, locked
+from igr.experiments.runs.records import RunFolder, Stack, SweepFolder, read_tensors
 from igr.experiments.runs.stopping import Interrupted
-from igr.experiments.runs.train import load_model, select_runs, train_stack
+from igr.experiments.runs.train import make_model, train_stack
 from igr.experiments.training import evaluation
 from igr.experiments.training.config import (
+    ARCHITECTURES,
     RunConfig,
     SweepConfig,
     check_count,
@@ -79,14 +80,17 @@ class Scoring:
     held_out: bool
     images: int
     samples: int
+    called: str = ""
 
     @property
     def name(self) -> str:
         """Name of the evaluation within the run's folder."""
+        if self.called:
+            return self.called
         images = f"-first-{self.images}" if self.images else ""
         return f"{'held-out' if self.held_out else 'test'}{images}-m{self.samples}"
 
-    def pick(self, config: SweepConfig) -> Tensor:
+    def pick(self, config: RunConfig) -> Tensor:
         """The images."""
         images = split_images(config)[1] if self.held_out else _dataset(config.dataset).test
         if self.images > len(images):
@@ -124,6 +128,18 @@ def expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, f
     return training + 0.01, scoring + 0.01
 
 
+def memory(config: RunConfig, runs: int) -> int:
+    """Bytes that a process takes which trains so many runs, roughly and rather more."""
+    source = data.SOURCES.get(config.dataset)
+    D = math.prod(source.shape) if source else 784
+    images = {"digits": 1800, "omniglot": 32_460}.get(config.dataset, 70_000)
+    codes = config.num_variables * config.num_categories
+    widths = (D, *ARCHITECTURES[config.architecture], 2 * codes)
+    weights = 2 * sum(a * b for a, b in itertools.pairwise(widths))
+    batch = config.batch_size * config.num_samples * (20 * codes + 10 * D)
+    return 500_000_000 + 12 * images * D + 4 * runs * (6 * weights + batch)
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run."""
@@ -145,81 +161,145 @@ class Result:
         return statistics.median(epochs[1:] or epochs) / self.side_by_side
 
 
-def train(
-    stack: Stack,
-    images: Tensor,
-    context: Context,
-    part: str,
-    units: float,
-    *,
-    test: Tensor | None = None,
-    before: Sweep | None = None,
-) -> None:
-    """Train a stack to its end, and tell of it as so many units of `part`."""
-    reporter, config, count = context.reporter, stack.runs[0], len(stack.runs)
-    if stack.finished:
-        reporter.skip(part, units)
-        return
-    steps = len(images) // config.batch_size
-    step = units / (config.epochs * steps)
-    what = f"{count} runs side by side, " if count > 1 else ""
-    begun = False
+@dataclass(frozen=True)
+class Train:
+    """Training a stack to its end, from its last saved state.
 
-    def epoch_done(epoch: int, metrics: Tensor) -> None:
-        nonlocal begun
-        if not begun:
-            reporter.skip(part, epoch * steps * step)
-        begun = True
-        elbo = metrics[metrics[:, 0].isfinite(), 0]
-        best = f"training ELBO {elbo.max():.1f}" if len(elbo) else "diverged"
-        reporter.note(part, f"{what}epoch {epoch} of {config.epochs}, {best}")
+    Attributes:
+        folder: of the sweep, within the folder of everything.
+        runs: of the stack.
+        units: seconds that it is expected to take.
+        expected: the same of the stack that it is a part of, which decides about compiling: the runs of a divided stack
+            are then those of the whole.
+        before: folder of a sweep of the same runs for fewer epochs, whose states are gone on from.
+    """
 
-    def advance() -> None:
-        nonlocal begun
-        begun = True
-        reporter.advance(part, step)
+    folder: str
+    runs: tuple[RunConfig, ...]
+    units: float
+    expected: float
+    before: str = ""
 
-    reporter.note(part, f"{what}epoch 0 of {config.epochs}")
-    train_stack(
-        stack,
-        images,
-        compute=context.compute,
-        stop=context.stop,
-        advance=advance,
-        epoch_done=epoch_done,
-        test=test,
-        begin=before.saved(context.root, stack.runs) if before else None,
-        expected=units,
-    )
+    @property
+    def memory(self) -> int:
+        """Bytes of its process."""
+        return memory(self.runs[0], len(self.runs))
+
+    def finished(self, root: Path) -> bool:
+        """Whether every run was trained to its end."""
+        return Stack(SweepFolder(root / self.folder), self.runs).finished
+
+    def given(self, root: Path) -> bytes | None:
+        """The last saved state."""
+        content, _ = Stack(SweepFolder(root / self.folder), self.runs).saved()
+        if content is None and self.before:
+            content, _ = Stack(SweepFolder(root / self.before), self.runs).saved()
+        return content
+
+    def split(self, count: int) -> list[Train]:
+        """As stacks of about as many runs."""
+        parts, runs = min(count, len(self.runs)), self.runs
+        ends = [round(i * len(runs) / parts) for i in range(parts + 1)]
+        return [
+            dataclasses.replace(self, runs=runs[a:b], units=self.units * (b - a) / len(runs))
+            for a, b in itertools.pairwise(ends)
+        ]
+
+    def run(self, given: bytes | None, context: Context) -> None:
+        config, count = self.runs[0], len(self.runs)
+        images, _ = split_images(config)
+        test = _dataset(config.dataset).test if config.test_curve else None
+        stack = Stack(SweepFolder(Path(self.folder), context.write), self.runs, given)
+        epochs = config.epochs
+        step = self.units / (epochs * max(1, len(images) // config.batch_size))
+        what = f"{count} runs side by side, " if count > 1 else ""
+        begun = False
+
+        def epoch_done(epoch: int, metrics: Tensor) -> None:
+            if not begun:
+                context.skip(self.units * epoch / epochs)
+            elbo = metrics[metrics[:, 0].isfinite(), 0]
+            best = f"training ELBO {elbo.max():.1f}" if len(elbo) else "diverged"
+            context.note(f"{what}epoch {epoch} of {epochs}, {best}")
+
+        def advance() -> None:
+            nonlocal begun
+            begun = True
+            context.advance(step)
+
+        context.note(f"{what}epoch 0 of {epochs}")
+        train_stack(
+            stack,
+            images,
+            compute=context.compute,
+            stop=context.stop,
+            advance=advance,
+            epoch_done=epoch_done,
+            test=test,
+            expected=self.expected,
+            every=context.every,
+        )
 
 
-def score(
-    run: RunFolder,
-    images: Tensor,
-    name: str,
-    samples: int,
-    context: Context,
-    part: str,
-    units: float,
-) -> dict[str, Any]:
-    """The evaluation of that name, made now unless it is there already, for as many samples and images."""
-    there = run.evaluation(name)
-    if there is not None and (there["samples"], there["images"]) == (samples, len(images)):
-        context.reporter.skip(part, units)
-        return there
+@dataclass(frozen=True)
+class Score:
+    """Scoring a trained run on some images.
 
-    def advance(count: int) -> None:
-        if context.stop.requested:
-            raise Interrupted(run.config.epochs)
-        context.reporter.advance(part, count * units / len(images))
+    Attributes:
+        folder: of the run, within the folder of everything.
+        config: of the run.
+        scoring: on which images.
+        units: seconds that it is expected to take.
+    """
 
-    model = load_model(run, images.shape[-1], context.compute.device)
-    seed = run.config.seed
-    found = dataclasses.asdict(
-        evaluation.evaluate(model, images, samples=samples, seed=seed, advance=advance)
-    )
-    write_json(run.path / f"{name}.json", found)
-    return found
+    folder: str
+    config: RunConfig
+    scoring: Scoring
+    units: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its process."""
+        return memory(self.config, 1)
+
+    def finished(self, root: Path) -> bool:
+        """Whether there is such an evaluation, of as many samples and images."""
+        there = RunFolder(root / self.folder).evaluation(self.scoring.name)
+        wanted = self.scoring.samples, self.scoring.images
+        return there is not None and wanted == (
+            there.get("samples"),
+            self.scoring.images and there.get("images"),
+        )
+
+    def given(self, root: Path) -> bytes | None:
+        """The weights."""
+        return RunFolder(root / self.folder).weights_file()
+
+    def split(self, count: int) -> list[Score]:
+        """Itself alone."""
+        return [self]
+
+    def run(self, given: bytes | None, context: Context) -> None:
+        run = RunFolder(Path(self.folder), context.write)
+        images = self.scoring.pick(self.config)
+        what = "held-out" if self.scoring.held_out else "test"
+        context.note(f"scoring {self.config.name} on {what} images")
+        weights = read_tensors(given or b"", run.path)
+        model = make_model(self.config, weights, run.path, images.shape[-1], context.compute.device)
+
+        def advance(count: int) -> None:
+            if context.stop.requested:
+                raise Interrupted(self.config.epochs)
+            context.advance(count * self.units / len(images))
+
+        found = evaluation.evaluate(
+            model,
+            images,
+            samples=self.scoring.samples,
+            seed=self.config.seed,
+            advance=advance,
+        )
+        run.write_evaluation(self.scoring.name, dataclasses.asdict(found))
 
 
 @dataclass(frozen=True)
@@ -256,9 +336,18 @@ class Sweep:
     def units(self) -> float:
         return sum(expected(self.config, self.scorings))
 
+    @property
+    def datasets(self) -> tuple[str]:
+        return (self.config.dataset,)
+
+    @property
+    def place(self) -> str:
+        """Its folder within the folder of everything."""
+        return f"sweeps/{self.name}"
+
     def folder(self, root: Path) -> SweepFolder:
         """Where its records are."""
-        return SweepFolder(root / "sweeps" / self.name)
+        return SweepFolder(root / self.place)
 
     def is_done(self, root: Path) -> bool:
         """Whether every run is trained and scored."""
@@ -270,68 +359,43 @@ class Sweep:
             for s in self.scorings
         )
 
-    def run(self, context: Context) -> None:
-        self.complete(context, self.title)
+    def work(self, root: Path) -> Steps:
+        with locked(root, self.name):
+            folder = SweepFolder.open(self.folder(root).path, self.config, resume=True)
+            whole = stacks(self.config.runs())
+            for runs in whole:
+                Stack(folder, runs).tidy()
+            groups = [(len(runs), group) for runs in whole for group in folder.groups(runs)]
+            yield [functools.partial(self._stack, *each) for each in groups]
 
-    def complete(
-        self, context: Context, part: str, wait: Callable[[], object] | None = None
-    ) -> None:
-        """Train and score what is missing, and tell of it as part of the job `part`.
-
-        Raises:
-            Busy: if another process is at it, unless `wait` is given.
-            Interrupted: if a stop was asked for; what was finished is kept.
-        """
-        if self.is_done(context.root):
-            context.reporter.skip(part, self.units)
-            return
-        with locked(context.root, self.name, wait=wait):
-            folder = self.folder(context.root)
-            images, _ = split_images(self.config)
-            folder = SweepFolder.open(folder.path, self.config, resume=True)
-            training, scoring = expected(self.config, self.scorings)
-            test = _dataset(self.config.dataset).test if self.config.test_curve else None
-            groups = stacks(self.config.runs())
-            for group in groups:
-                with folder.claim(group) as stack:
-                    units = training / len(groups)
-                    train(stack, images, context, part, units, test=test, before=self.before)
-                    if not self.leaves_states:
-                        stack.forget()  # killed after the last weights, a process leaves one
-            runs = [folder.run(config) for config in self.config.runs()]
-            units = scoring / len(self.scorings) / len(runs)
-            for s in self.scorings:
-                some, what = s.pick(self.config), "held-out" if s.held_out else "test"
-                for i, run in enumerate(runs):
-                    text = f"scoring run {i + 1} of {len(runs)} on {what} images"
-                    context.reporter.note(part, text)
-                    score(run, some, s.name, s.samples, context, part, units)
-
-    def saved(self, root: Path, runs: Sequence[RunConfig]) -> dict[str, Tensor] | None:
-        """The states that it has left of runs that are like `runs` but for their epochs; None if it has not."""
-        wanted = [dataclasses.replace(run, epochs=self.config.epochs) for run in runs]
-        for stack in self._stacks(root):
-            if set(wanted) <= set(stack.runs) and (state := stack.load()) is not None:
-                return select_runs(state, [stack.runs.index(run) for run in wanted])
-        return None
-
-    def _stacks(self, root: Path) -> list[Stack]:
-        return [Stack(self.folder(root), runs) for runs in stacks(self.config.runs())]
+    def _stack(self, whole: int, runs: Sequence[RunConfig], root: Path) -> Steps:
+        """Train runs, of a stack of so many, then score them."""
+        count = len(self.config.runs())
+        training, scoring = expected(self.config, self.scorings)
+        before = self.before.place if self.before else ""
+        units, expected_of_all = training * len(runs) / count, training * whole / count
+        yield [Train(self.place, tuple(runs), units, expected_of_all, before)]
+        if not self.leaves_states:
+            self.folder(root).forget()
+        units_each = scoring / count / len(self.scorings)
+        yield [
+            Score(f"{self.place}/runs/{run.name}", run, s, units_each)
+            for s in self.scorings
+            for run in runs
+        ]
 
     def forget_states(self, root: Path) -> None:
         """Remove what it has left for others."""
-        for stack in self._stacks(root):
-            stack.forget()
+        self.folder(root).forget()
 
     def results(self, root: Path) -> list[Result]:
         """What came out, once it is done."""
         folder = self.folder(root)
-        sizes = {run: len(stack) for stack in stacks(self.config.runs()) for run in stack}
         results = []
         for config in self.config.runs():
             run = folder.run(config)
             scores = {s.name: run.evaluation(s.name) or {} for s in self.scorings}
-            results.append(Result(config, run, scores, run.metrics(), sizes[config]))
+            results.append(Result(config, run, scores, run.metrics(), folder.side_by_side(config)))
         return results
 
 
@@ -375,9 +439,7 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
     rows = []
     for path in sorted((root / "sweeps").glob("*/config.json")):
         folder = SweepFolder(path.parent)
-        configs = folder.config.runs()
-        sizes = {run: len(stack) for stack in stacks(configs) for run in stack}
-        for config in configs:
+        for config in folder.config.runs():
             run = folder.run(config)
             if not run.finished:
                 continue
@@ -386,7 +448,7 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
                 found = [read_json(file) for file in run.path.glob(pattern)]
                 best = max(found, key=lambda each: (each["images"], each["samples"]), default={})
                 scores |= {f"{part}_{key}": value for key, value in best.items()}
-            result = Result(config, run, {}, run.metrics(), sizes[config])
+            result = Result(config, run, {}, run.metrics(), folder.side_by_side(config))
             rows.append(
                 {
                     "sweep": path.parent.name,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from igr.experiments.models.stacked import StackedModel
 from igr.experiments.runs.records import RunFolder, Stack
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute
+from igr.experiments.training.config import RunConfig
 from igr.experiments.training.trainer import METRICS, EpochStopped, StackTrainer, build
 
 _METRICS_EVERY = 10.0  # seconds
@@ -24,25 +26,23 @@ def load_model(
     folder: RunFolder, num_pixels: int, device: torch.device | str = "cpu"
 ) -> StackedModel:
     """The trained model of a run, a stack of one."""
-    model, weights = build([folder.config], num_pixels, device=device), folder.weights()
+    return make_model(folder.config, folder.weights(), folder.path, num_pixels, device)
+
+
+def make_model(
+    config: RunConfig,
+    weights: dict[str, Tensor],
+    path: Path,
+    num_pixels: int,
+    device: torch.device | str = "cpu",
+) -> StackedModel:
+    """The model of such a run with these weights, which are from `path`."""
+    model = build([config], num_pixels, device=device)
     expected = {name: value.shape for name, value in model.tensors.items()}
     if {name: value.shape for name, value in weights.items()} != expected:
-        raise RecordError(
-            f"{folder.path}: the weights do not fit the run's configuration and data set"
-        )
+        raise RecordError(f"{path}: the weights do not fit the run's configuration and data set")
     weights = {name: value.to(device) for name, value in weights.items()}
     return model.with_tensors(weights, model.temperatures)
-
-
-def select_runs(state: dict[str, Tensor], runs: Sequence[int]) -> dict[str, Tensor]:
-    """The state of some of a stack's runs, as `train_stack` saved it, as the state of a stack of these alone."""
-    selected = {}
-    for name, value in state.items():
-        if value.dim() == 0:  # of all of them: numbers of epochs and steps
-            selected[name] = value
-        else:
-            selected[name] = value[:, runs] if name == "metrics" else value[runs]
-    return selected
 
 
 def train_stack(
@@ -54,14 +54,15 @@ def train_stack(
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
     test: Tensor | None = None,
-    begin: dict[str, Tensor] | None = None,
     expected: float = 0.0,
+    every: float = 0.0,
 ) -> None:
-    """Train a claimed stack to its end, from its last saved epoch if there is one, else from the state `begin`.
+    """Train a stack to its end, from its last saved epoch if there is one.
 
-    The state is saved after every epoch; where that would take more than a quarter of the time, less often. Metrics,
-    which the state holds too, are written every `_METRICS_EVERY` seconds and at the end. With `test`, they have the
-    relaxed models' ELBO on those images besides: that is for curves of it, and nothing is chosen by it.
+    The state is saved after every epoch; where that would take more than a quarter of the time, or come less than
+    `every` seconds after the last one, less often. Metrics, which the state holds too, are written every
+    `_METRICS_EVERY` seconds and at the end. With `test`, they have the relaxed models' ELBO on those images besides:
+    that is for curves of it, and nothing is chosen by it.
 
     `expected` is how many seconds that should take: where it is left to that, steps of long trainings are compiled.
 
@@ -76,9 +77,7 @@ def train_stack(
     )
     history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
-    if state is None:
-        stack.create()
-        state = begin
+    stack.create()
     if state is not None:
         try:
             history = state.pop("metrics")
@@ -90,6 +89,7 @@ def train_stack(
         epoch_done(trainer.epoch, history[-1])
     saved, saving, training = trainer.epoch, 0.0, 0.0
     written = -math.inf
+    last_saved = time.perf_counter()
     before = history[-1, 0, -1].item() if len(history) else 0.0
     epochs = stack.runs[0].epochs
 
@@ -111,9 +111,9 @@ def train_stack(
         epoch_done(trainer.epoch, history[-1])
         start = time.perf_counter()
         last = stop.requested or trainer.epoch == epochs
-        if last or saving <= _SAVING_SHARE * training:
+        if last or (saving <= _SAVING_SHARE * training and start - last_saved >= every):
             stack.save({**trainer.state(), "metrics": history})
-            saved = trainer.epoch
+            saved, last_saved = trainer.epoch, start
             if last or start - written > _METRICS_EVERY:
                 stack.write_metrics(_rows(history))
                 written = start

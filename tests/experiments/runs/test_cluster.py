@@ -1,0 +1,273 @@
+"""The engine on Ray: its records are those of a process alone, whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from igr.experiments.errors import ConfigError
+from igr.experiments.paper.cells import Cell
+from igr.experiments.paper.specs import Scale
+from igr.experiments.runs import bridge, cluster, driver
+from igr.experiments.runs.cluster import Cluster
+from left import records
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'igr[ray]'")
+
+SCALE = Scale(
+    "tiny",
+    "",
+    temperatures=(0.1, 0.5, 1.0),
+    lrs=(1e-3, 1e-2),
+    seeds=2,
+    epochs=4,
+    train_images=120,
+    held_out=20,
+    test_images=10,
+    choice_samples=5,
+    samples=10,
+    stand_in="digits",
+    rungs=((0.5, 1 / 2),),
+)
+CELL = Cell("mnist", {"family": "igr-i"}, SCALE, SCALE.temperatures, SCALE.lrs)
+
+
+def done_here(root: Path, job: Any) -> dict[str, object]:
+    driver.run([job], root, Console(file=io.StringIO()))
+    return records(root)
+
+
+def test_records_are_those_of_this_process(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    driver.run([CELL], tmp_path / "ray", Console(file=printed, width=200), Cluster())
+    assert records(tmp_path / "ray") == done_here(tmp_path / "here", CELL)
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=f"ray-address: nobody answers at {address}"):
+        driver.run([CELL], tmp_path, Console(file=io.StringIO()), Cluster(address))
+    assert time.monotonic() - start < 20
+
+
+def test_an_address_that_is_silent_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_CONNECTING", 3.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="does not answer as a Ray cluster does"):
+            driver.run([CELL], tmp_path, Console(file=io.StringIO()), Cluster(address))
+
+
+@pytest.mark.parametrize("address", ["ray://here:10001", "nonsense:port"])
+def test_other_addresses_are_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ray-address"):
+        driver.run([CELL], tmp_path, Console(file=io.StringIO()), Cluster(address))
+
+
+def test_a_machine_that_does_not_fit_says_why() -> None:
+    here = bridge._versions()
+    assert {"Python", "torch", "igr"} <= here.keys()
+
+    def misfits(found: dict[str, str], *datasets: str, device: str = "cpu") -> list[str]:
+        return bridge._misfits(bridge.Wanted(1, 0, here, datasets, device), lambda: found)
+
+    assert misfits(here, "digits") == []
+    assert misfits({**here, "Python": "2.7"}) == [
+        f"Python is 2.7, {here['Python']} is wanted as here"
+    ]
+    without = {k: v for k, v in here.items() if k != "igr"}
+    assert misfits(without) == [f"igr is not installed, {here['igr']} is wanted"]
+    assert re.match("dataset: expected", *misfits(here, "no-such-data"))
+    assert re.match("device: expected", *misfits(here, device="quantum"))
+
+
+def test_places_are_those_where_all_that_a_task_takes_is_there() -> None:
+    def places(cpus: float, gpus: float, alive: bool = True, **has: float) -> int:
+        node = {"Alive": alive, "Resources": has}
+        return bridge.Wanted(cpus, gpus, {}, (), "cpu").places(node)
+
+    assert places(1, 0, CPU=4) == 4
+    assert places(2, 0, CPU=5) == 2
+    assert places(1, 0.25, CPU=16, GPU=2) == 8
+    assert places(1, 1, CPU=16) == 0
+    assert places(1, 0, alive=False, CPU=4) == 0
+
+
+# What follows has a cluster of two machines, each of them a raylet here.
+
+LONG = ["sweep", "family=igr-i,gs", "temperature=0.1,0.5", "lr=1e-3,3e-3", "seeds=2", "epochs=60"]
+SCORED = ["held_out=300", "--samples", "50"]
+
+
+def command(root: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "igr", *LONG, *SCORED, "--out", str(root), *more],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    process = command(root)
+    assert process.wait() == 0
+    return records(root)
+
+
+@pytest.fixture
+def nodes() -> Iterator[Any]:
+    """A head without places for tasks, and two machines of one core."""
+    from ray.cluster_utils import Cluster as Machines
+
+    made = Machines(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    with contextlib.suppress(Exception):
+        made.shutdown()
+
+
+def saved(root: Path) -> int:
+    """How many states and weights there are."""
+    return len(list(root.rglob("*.safetensors")))
+
+
+def workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "ray::_stream" in " ".join(process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
+def wait_until(condition: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    _, errors = process.communicate(timeout=900)
+    assert "Traceback" not in errors
+    return process.returncode, [line for line in errors.splitlines() if line.startswith("igr: ")]
+
+
+@pytest.mark.slow
+def test_workers_are_killed_five_times(tmp_path: Path, nodes: Any, undisturbed: Any) -> None:
+    moments = random.Random(0)
+    process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+    for _ in range(5):
+        wait_until(workers, process)
+        time.sleep(moments.uniform(0.5, 5))
+        with contextlib.suppress(psutil.Error, IndexError):
+            moments.choice(workers()).kill()
+    code, said = ended(process)
+    assert code == 0
+    assert (
+        sum("a worker process was killed; it goes on from what was saved" in s for s in said) >= 3
+    )
+    assert records(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_machines_are_lost_twice(tmp_path: Path, nodes: Any, undisturbed: Any) -> None:
+    process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+    for _ in range(2):
+        before = saved(tmp_path)
+        wait_until(lambda before=before: saved(tmp_path) > before, process)
+        nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+        nodes.add_node(num_cpus=1)
+    code, said = ended(process)
+    assert code == 0
+    assert any("goes on from what was saved" in line for line in said)
+    assert records(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_the_command_is_killed(tmp_path: Path, nodes: Any, undisturbed: Any) -> None:
+    for _ in range(2):
+        process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+        before = saved(tmp_path)
+        wait_until(lambda before=before: saved(tmp_path) > before, process)
+        process.kill()
+        process.wait()
+    code, _ = ended(command(tmp_path, "--engine", "ray", "--ray-address", nodes.address))
+    assert code == 0
+    assert records(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line(tmp_path: Path, nodes: Any) -> None:
+    process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+    wait_until(lambda: saved(tmp_path), process)
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert code == 130
+    assert said[-1].startswith("igr: stopped; what was finished is in")
+
+
+@pytest.mark.slow
+def test_the_head_is_lost(tmp_path: Path, nodes: Any, undisturbed: Any) -> None:
+    process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+    wait_until(lambda: saved(tmp_path), process)
+    nodes.head_node.kill_gcs_server()
+    code, said = ended(process)
+    assert code == 2
+    assert re.search("the Ray cluster.* lost.*the same command goes on from there", said[-1])
+    code, _ = ended(command(tmp_path, "--engine", "ray"))
+    assert code == 0
+    assert records(tmp_path) == undisturbed
+
+
+@pytest.mark.slow
+def test_no_free_place_is_said(tmp_path: Path, nodes: Any) -> None:
+    process = command(
+        tmp_path, "--engine", "ray", "--ray-address", nodes.address, "--cpus-per-task", "2"
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "waiting for 2 CPU to be free: the cluster's 3 machines have 2" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_fit_is_named_before_anything_is_trained(
+    tmp_path: Path, nodes: Any
+) -> None:
+    (tmp_path / "igr").mkdir()
+    (tmp_path / "igr" / "__init__.py").write_text("__version__ = '0.0'")
+    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    process = command(tmp_path / "out", "--engine", "ray", "--ray-address", nodes.address)
+    code, said = ended(process)
+    assert code == 2
+    assert re.match(rf"igr: {re.escape(os.uname().nodename)}-\w+: igr is 0\.0 \(\w+\), ", said[0])
+    assert not (tmp_path / "out" / "sweeps").exists()
