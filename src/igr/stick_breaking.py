@@ -68,8 +68,8 @@ def leader_log_probs(
             one takes what is left.
         smallest_scale: what to resolve; smaller scales count as this. By default each element's own smallest, or 0.02
             where that is larger. Where values cannot be read (a compiled or exported graph, `torch.func.vmap`): 0.1.
-        max_elements: size of the largest tensors that are held. Batches that need more are computed in chunks, and
-            computed again in the backward pass (not under `torch.func.grad`, which keeps them all).
+        max_elements: size of what is held at once. Batches that need more are computed in chunks, and computed again in
+            the backward pass (not under `torch.func.grad`, which keeps them all).
 
     Returns:
         ``(*batch, K)``. The probabilities are off by less than 1e-6 for scales in [0.05, 5] and loc in [-10, 10].
@@ -142,11 +142,14 @@ def _probs(
         sizes = group.bincount().tolist()
     if not rest:
         loc = loc + up.unsqueeze(-1)
-    parts = []
+    parts, room = [], max_elements
     for need, rows in zip(needs.tolist(), order.split(sizes), strict=True):
         nodes = _Nodes(_COARSEST * 2 ** (-need[0] / _STEPS), need[1], loc, max_elements)
         for chunk in rows.split(nodes.at_once):
-            parts.append(recomputed(nodes.probs, loc[chunk], scale[chunk]))
+            # kept for the backward pass while there is room
+            room -= len(chunk) * nodes.held
+            some = loc[chunk], scale[chunk]
+            parts.append(nodes.probs(*some) if room >= 0 else recomputed(nodes.probs, *some))
     return torch.cat(parts)[order.argsort()]
 
 
@@ -171,8 +174,8 @@ class _Nodes:
             self.levels.append(_Level(low, high, finest, previous, max_elements, like))
         ends = [[level.left, -level.right] for level in self.levels]
         self.ends = torch.tensor(ends, dtype=like.dtype, device=like.device)
-        held = sum(level.num_elements for level in self.levels)
-        self.at_once = max(1, max_elements // held)
+        self.held = sum(level.num_elements for level in self.levels)
+        self.at_once = max(1, max_elements // self.held)
 
     def probs(self, loc: Tensor, scale: Tensor) -> Tensor:
         """P(k) for all k, ``(batch, K)``."""
@@ -186,7 +189,7 @@ class _Nodes:
             kept = level.kept(masses)
             taken = masses[:, level.first_taken :]
             forward.append((kept, taken, taken * (coefficients @ level.taken_terms.T)))
-            values = (kept @ coefficients.unsqueeze(-1)).squeeze(-1)
+            values = (coefficients.unsqueeze(1) @ kept).squeeze(1)
             coefficients = values @ level.to_coefficients.T
         # The law of m after the last break: what is left is all that is to come.
         law = torch.ones_like(loc[:, :1])
@@ -196,7 +199,7 @@ class _Nodes:
             beaten = law @ self.levels[k].below
             probs.append((leads * beaten).sum(-1))
             if k:
-                law = (law.unsqueeze(1) @ kept).squeeze(1)
+                law = (kept @ law.unsqueeze(-1)).squeeze(-1)
                 law = law + (taken * beaten) @ self.levels[k].taken_terms
                 law = law @ self.levels[k - 1].to_coefficients
         return torch.stack(probs[::-1], -1)
@@ -253,7 +256,7 @@ class _Level:
         self.previous_low, self.num_terms = 0.0, 1
         if previous is not None:
             self.previous_low, self.num_terms = previous.low, len(previous.x)
-        self.taken_terms = self._terms(-log_taken)
+        self.taken_terms = self._terms(-log_taken, torch.ones_like(log_taken))
         self.num_elements = num_nodes * self.num_terms + 4 * len(self.y)
         # Some nodes at a time: each needs only what lies below it. Where even that is much, when it is needed.
         at_once = min(_NODES_AT_ONCE, max(1, max_elements // (len(self.log_kept) * self.num_terms)))
@@ -263,7 +266,7 @@ class _Level:
             self.kept_terms = [self._kept_terms(part) for part in self.parts]
 
     def kept(self, masses: Tensor) -> Tensor:
-        """What takes coefficients of G before the break to its values after it, ``(batch, nodes, terms)``."""
+        """What takes coefficients of G before the break to its values after it, ``(batch, terms, nodes)``."""
         if self.kept_terms is not None:
             parts = [_combine(masses, terms) for terms in self.kept_terms]
         else:
@@ -272,24 +275,24 @@ class _Level:
                 return _combine(masses, self._kept_terms(part))
 
             parts = [recomputed(combine, masses, part) for part in self.parts]
-        return torch.cat(parts, 1).unflatten(1, (-1, self.num_terms))
+        parts = [part.unflatten(1, (self.num_terms, -1)) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def _kept_terms(self, part: slice) -> Tensor:
-        """Terms of G before the break at x - log(1 + e^y), for some nodes x and each y below, ``(n, nodes terms)``."""
+        """Terms of G before the break at x - log(1 + e^y), for some nodes x and each y below, ``(n, terms nodes)``."""
         x = self.x[part]
         counts = self.first_taken + _PANEL_NODES * torch.arange(
             part.start, part.stop, device=x.device
         )
         num_kept = self.first_taken + _PANEL_NODES * (part.stop - 1)
-        terms = self._terms(x - self.log_kept[:num_kept].unsqueeze(-1))
         is_below = torch.arange(num_kept, device=x.device).unsqueeze(-1) < counts
-        return (terms * is_below.unsqueeze(-1)).flatten(1)
+        return self._terms(x - self.log_kept[:num_kept].unsqueeze(-1), is_below.to(x)).flatten(1)
 
-    def _terms(self, x: Tensor) -> Tensor:
-        """What G before the break is a sum of, at x; before the first break, it is 1."""
+    def _terms(self, x: Tensor, weight: Tensor) -> Tensor:
+        """What G before the break is a sum of, at x, times a weight; before the first break, it is 1."""
         if self.num_terms == 1:
-            return torch.ones_like(x).unsqueeze(-1)
-        return _chebyshev(x / self.previous_low, self.num_terms)
+            return weight.unsqueeze(1)
+        return _chebyshev(x / self.previous_low, self.num_terms, weight)
 
 
 def _combine(masses: Tensor, terms: Tensor) -> Tensor:
@@ -317,13 +320,13 @@ def _to_coefficients(number: int, like: Tensor) -> Tensor:
     return cosines * half * half.unsqueeze(-1) * (2 / (number - 1))
 
 
-def _chebyshev(t: Tensor, number: int) -> Tensor:
-    """Chebyshev polynomials T_0, T_1, ... at 1 - 2t, ``(*shape, number)``."""
+def _chebyshev(t: Tensor, number: int, weight: Tensor) -> Tensor:
+    """Chebyshev polynomials T_0, T_1, ... at 1 - 2t times the weight, stacked along the second dimension."""
     t = (1 - 2 * t).clamp(-1, 1)
-    out = [torch.ones_like(t), t]
+    out, twice = [weight, t * weight], 2 * t
     for _ in range(number - 2):
-        out.append(2 * t * out[-1] - out[-2])
-    return torch.stack(out[:number], -1)
+        out.append((twice * out[-1]).sub_(out[-2]))
+    return torch.stack(out[:number], 1)
 
 
 def _masses(y: Tensor, weights: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
