@@ -213,9 +213,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "compile.md"
 def rows(text: str) -> dict[str, dict[str, bool]]:
     """The table of the page: for each operation, whether each driver runs it."""
     found = {}
-    for line in re.findall(r"^\| `(.*) \|$", text, flags=re.MULTILINE):
+    for line in re.findall(r"^\| (`.*) \|$", text, flags=re.MULTILINE):
         name, *cells = line.split(" | ")
-        found[name.rstrip("`")] = dict(zip(DRIVERS, (c == "yes" for c in cells), strict=True))
+        found[name.replace("`", "")] = dict(zip(DRIVERS, (c == "yes" for c in cells), strict=True))
     return found
 
 
@@ -233,7 +233,8 @@ def _write(name: str, found: dict[str, bool]) -> None:
     lines = [f"| | {' | '.join(DRIVERS)} |", "| --- |" + " --- |" * len(DRIVERS)]
     for operation in filter(table.__contains__, OPERATIONS):
         cells = ("yes" if table[operation][driver] else "**no**" for driver in DRIVERS)
-        lines.append(f"| `{operation}` | {' | '.join(cells)} |")
+        shown = re.sub(r"^[\w.]+", r"`\g<0>`", operation)  # names are not broken; the rest may be
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
     PAGE.write_text(text.split("| | ")[0].rstrip() + "\n\n" + "\n".join(lines) + "\n")
 
 

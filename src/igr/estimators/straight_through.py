@@ -76,7 +76,7 @@ class RaoBlackwellStraightThrough(Estimator):
 
     needs = Needs.COUPLING
     f_is = Differentiable.VERTICES
-    bias = "that of `RelaxedStraightThrough`"
+    bias = "that of the relaxed straight-through"
 
     def __init__(
         self, num_conditional: int = 10, num_samples: int = 1, *, sample_axis: bool = False
