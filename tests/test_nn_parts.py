@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import re
 import warnings
@@ -26,14 +27,16 @@ GAUSSIAN = [
     nn.SharpStickBreakingIGRHead,
     nn.PlanarIGRHead,
 ]
+FIXED = [functools.partial(make, learn_scale=False) for make in GAUSSIAN]
 HEADS: list[Any] = [*GAUSSIAN, nn.GumbelSoftmaxHead]
 heads = pytest.mark.parametrize("make", HEADS)
+heads_of_all_kinds = pytest.mark.parametrize("make", [*HEADS, *FIXED])
 
 
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 
-@heads
+@heads_of_all_kinds
 @pytest.mark.parametrize("num_categories", [2, 3, 10, 100, 1000])
 @pytest.mark.parametrize("in_features", [1, 16, 300])
 def test_fresh_head_is_within_a_nat_of_its_prior(
@@ -51,9 +54,21 @@ def test_fresh_head_is_within_a_nat_of_its_prior(
     if make is nn.SoftmaxIGRHead:
         # Sum over K-1 of (E[loc^2] + E[s^2]) / 2 + E[s^2] / 2, with variances of gain^2 / (3 (K-1)).
         assert kl.mean().item() == pytest.approx(0.3**2 / 2, rel=0.35)
+    if make is FIXED[0]:
+        assert kl.mean().item() == pytest.approx(0.3**2 / 6, rel=0.35)
 
 
-@heads
+@pytest.mark.parametrize("make", FIXED)
+def test_a_scale_that_is_not_learned_is_one(make: Any) -> None:
+    head = make(6, num_variables=3, num_categories=4)
+    assert head.affine.out_features == 3 * 3
+    for q in (head(10 * torch.randn(5, 6)), head.prior()()):
+        assert torch.equal(q.scale, torch.ones_like(q.loc))
+    head(torch.randn(5, 6)).rsample()[..., 0].sum().backward()
+    assert head.affine.weight.grad.any()
+
+
+@heads_of_all_kinds
 def test_gain_scales_the_weights(make: Any) -> None:
     torch.manual_seed(0)
     small = make(16, num_categories=10, gain=0.1)
@@ -66,7 +81,7 @@ def test_gain_scales_the_weights(make: Any) -> None:
     assert 0.9 / 4 < like_torch.abs().max() <= 1 / 4
 
 
-@heads
+@heads_of_all_kinds
 def test_a_single_variable_has_no_dimension(make: Any) -> None:
     head = make(6, num_categories=4)
     for batch in ((), (5,), (3, 2), (0,)):
@@ -77,7 +92,7 @@ def test_a_single_variable_has_no_dimension(make: Any) -> None:
         assert igr.kl_divergence(q, head.prior()()).shape == batch
 
 
-@heads
+@heads_of_all_kinds
 def test_sizes_go_by_name(make: Any) -> None:
     with pytest.raises(TypeError, match="positional"):
         make(6, 3, 4)
@@ -105,7 +120,7 @@ def test_device_and_dtype(make: Any, dtype: torch.dtype) -> None:
     assert skipped.affine.weight.dtype == dtype
 
 
-@heads
+@heads_of_all_kinds
 def test_temperature_can_be_set(make: Any) -> None:
     head = make(6, num_variables=3, num_categories=4)
     prior = head.prior()
@@ -123,7 +138,7 @@ def test_temperature_can_be_set(make: Any) -> None:
     assert head.temperature == 0.1
 
 
-@heads
+@heads_of_all_kinds
 def test_states_of_numbers_and_tensors_fit(make: Any) -> None:
     """A constant temperature is what the head was made with; version 0.1 saved it where it was a tensor."""
     number = make(6, num_categories=4, temperature=0.5)

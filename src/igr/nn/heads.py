@@ -5,7 +5,8 @@ variable, and event shape ``(num_categories,)``. The scale is :math:`\sigma = \e
 
 For features of zero the variables are close to uniform with scale 1, which is where ``head.prior()`` is. The weights
 are drawn such that features of unit variance move the K-1 coordinates of a variable by :math:`\mathrm{gain} /
-\sqrt{3 (K-1)}` each: a divergence from the prior of about :math:`\mathrm{gain}^2 / 2` nats a variable, whatever K.
+\sqrt{3 (K-1)}` each: a divergence from the prior of about :math:`\mathrm{gain}^2 / 2` nats a variable, whatever K, or a
+third of that with ``learn_scale=False``, where scales are 1.
 """
 
 from __future__ import annotations
@@ -178,16 +179,48 @@ class Head(nn.Module):
 
 
 class _GaussianHead(Head):
-    """A head whose outputs are loc and log scale. Abstract."""
+    """A head whose outputs are loc and, where it is learned, log scale. Abstract."""
+
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        num_categories: int,
+        num_variables: int | None = None,
+        temperature: float | Tensor | TemperatureSchedule = 0.1,
+        learn_scale: bool = True,
+        gain: float = 0.3,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.learn_scale = learn_scale  # the number of outputs depends on it
+        super().__init__(
+            in_features,
+            num_categories=num_categories,
+            num_variables=num_variables,
+            temperature=temperature,
+            gain=gain,
+            device=device,
+            dtype=dtype,
+        )
 
     def _initial(self) -> Tensor:
+        loc = self._initial_loc()
+        return torch.cat([loc, torch.zeros_like(loc)]) if self.learn_scale else loc
+
+    def _initial_loc(self) -> Tensor:
+        """Where the categories are equal, or nearly so, at scale 1."""
         n = self.num_categories - 1
-        loc = torch.full((n,), uniform_loc(n + 1), dtype=torch.float64)
-        return torch.cat([loc, torch.zeros_like(loc)])
+        return torch.full((n,), uniform_loc(n + 1), dtype=torch.float64)
 
     def _split(self, parameters: Tensor) -> dict[str, Tensor]:
+        if not self.learn_scale:
+            return {"loc": parameters, "scale": torch.ones_like(parameters)}
         loc, log_scale = parameters.chunk(2, -1)
         return {"loc": loc, "scale": log_scale.exp()}
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.learn_scale else ", learn_scale=False")
 
     def _loc_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         parameters = self._split(self._parameters_of(features))
@@ -215,6 +248,8 @@ class SoftmaxIGRHead(_GaussianHead):
         temperature: number, tensor that broadcasts against ``(*, num_variables)``, or a `TemperatureSchedule`, which
             becomes a part of the module. ``head.temperature = value`` sets another.
         delta: as for `igr.SoftmaxIGR`.
+        learn_scale: False for scales of 1. A loss without a divergence from a prior lets learned scales shrink: the
+            samples lose their noise, and gates or choices become mixtures that a hard sample has little to do with.
         gain: size of the weights: a fresh head is about gain^2 / 2 nats a variable from its prior on features of unit
             variance, see `igr.nn.heads`. ``head.affine.reset_parameters()`` draws them as torch does.
         device, dtype: of the parameters; torch's defaults where None.
@@ -240,6 +275,7 @@ class SoftmaxIGRHead(_GaussianHead):
         num_variables: int | None = None,
         temperature: float | Tensor | TemperatureSchedule = 0.1,
         delta: float = 1.0,
+        learn_scale: bool = True,
         gain: float = 0.3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -249,6 +285,7 @@ class SoftmaxIGRHead(_GaussianHead):
             num_categories=num_categories,
             num_variables=num_variables,
             temperature=temperature,
+            learn_scale=learn_scale,
             gain=gain,
             device=device,
             dtype=dtype,
@@ -268,9 +305,8 @@ class SoftmaxIGRHead(_GaussianHead):
 class _StickBreakingHead(_GaussianHead):
     """A head that starts where the stick is broken into pieces of equal means. Abstract."""
 
-    def _initial(self) -> Tensor:
-        n = self.num_categories - 1
-        return torch.cat([_equal_pieces(n), torch.zeros(n, dtype=torch.float64)])
+    def _initial_loc(self) -> Tensor:
+        return _equal_pieces(self.num_categories - 1)
 
 
 class StickBreakingIGRHead(_StickBreakingHead):
@@ -289,6 +325,7 @@ class StickBreakingIGRHead(_StickBreakingHead):
         num_variables: int | None = None,
         temperature: float | Tensor | TemperatureSchedule = 0.1,
         delta: float = 1.0,
+        learn_scale: bool = True,
         gain: float = 0.3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -298,6 +335,7 @@ class StickBreakingIGRHead(_StickBreakingHead):
             num_categories=num_categories,
             num_variables=num_variables,
             temperature=temperature,
+            learn_scale=learn_scale,
             gain=gain,
             device=device,
             dtype=dtype,
@@ -339,7 +377,8 @@ class PlanarIGRHead(_GaussianHead):
     prior has no flow: ``igr.nn.Prior(igr.SoftmaxIGR, K, temperature)``, with a divergence by Monte Carlo.
 
     Args:
-        in_features, num_categories, num_variables, temperature, delta, gain, device, dtype: as for `SoftmaxIGRHead`.
+        in_features, num_categories, num_variables, temperature, delta, learn_scale, gain, device, dtype: as for
+            `SoftmaxIGRHead`.
         num_flows: planar flows in a row.
 
     >>> head = PlanarIGRHead(64, num_variables=20, num_categories=10)
@@ -356,6 +395,7 @@ class PlanarIGRHead(_GaussianHead):
         temperature: float | Tensor | TemperatureSchedule = 0.1,
         delta: float = 1.0,
         num_flows: int = 2,
+        learn_scale: bool = True,
         gain: float = 0.3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -365,6 +405,7 @@ class PlanarIGRHead(_GaussianHead):
             num_categories=num_categories,
             num_variables=num_variables,
             temperature=temperature,
+            learn_scale=learn_scale,
             gain=gain,
             device=device,
             dtype=dtype,
