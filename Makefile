@@ -43,7 +43,7 @@ bench: $(VENV)/.igr-dev
 	$(BIN)/python benchmarks/run.py --json benchmarks.json
 
 clean:
-	rm -rf $(VENV) build dist site docs/tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site docs/gallery docs/tutorials .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps say which extra is installed; they go stale when the requirements change.
 $(VENV)/.igr-experiments: EXTRA := experiments

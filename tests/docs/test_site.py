@@ -112,7 +112,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Brows
 # How far the page scrolls sideways, and code that is cut.
 TOO_WIDE = """[
   document.documentElement.scrollWidth - innerWidth,
-  [...document.querySelectorAll(".language-python pre > code")]
+  [...document.querySelectorAll(".highlight code:has(.n)")]
     .filter((node) => node.scrollWidth > node.clientWidth).map((node) => node.textContent),
 ]"""
 
