@@ -124,8 +124,8 @@ def benchmark(name: str, renamed: dict[str, str], leave_out: Sequence[str] = ())
             work, against = work.replace(old, new), against.replace(old, new)
         low, high = (brief(float(end)) for end in row["spread"].split("-"))
         memory = "" if row["memory_mib"] is None else brief(row["memory_mib"])
-        cells.append([work, against, f"{brief(row['ratio'])} ({low}-{high})", memory])
-    return _table(["work", "against", "ratio (quartiles)", "memory, MiB"], cells)
+        cells.append([work, f"{brief(row['ratio'])} ({low}-{high})", against, memory])
+    return _table(["work", "ratio (quartiles)", "against", "memory, MiB"], cells)
 
 
 def blocks() -> dict[str, dict[str, str]]:
