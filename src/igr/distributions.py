@@ -1069,7 +1069,7 @@ class SharpStickBreakingIGR(IGR):
     ) -> RecoveredCategorical:
         """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
 
-        For 2,000 variables of K = 10 and scales as a new head has them it takes some 40 times as long as
+        For 2,000 variables of K = 10 and scales as a new head has them it takes some 35 times as long as
         `SoftmaxIGR.discrete`, gradients included, and 100 MB. The cost grows in proportion to K and, for each variable
         alone, up to the cube of the inverse of its smallest scale where that is below 0.6.
 
