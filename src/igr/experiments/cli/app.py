@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "Evaluate trained runs as discrete models on the test set.",
     "reproduce": "Run the paper's tables and figures and print ours beside the paper's.",
     "sweep": "Run every combination of settings, temperatures and seeds side by side, and evaluate all of them.",
+    "status": "Say what is done in a folder of records, what is going on, and how long it still takes.",
     "report": "Build one self-contained HTML page of all tables and figures there are records of.",
     "collect": "Copy what is small of full-scale records, weights not among it, into a folder of results.",
 }

@@ -9,11 +9,14 @@ from pathlib import Path
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail
 from igr.experiments.cli.training import say_whether_compiled
+from igr.experiments.data import SOURCES
 from igr.experiments.errors import check_choice
 from igr.experiments.runs import driver, engines
 from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.jobs import Job
+from igr.experiments.runs.status import published
 from igr.experiments.runs.stopping import Interrupted
+from igr.experiments.runs.tensorboard import Curves
 from igr.experiments.training.compute import Compute, check_compute
 from igr.experiments.training.config import check_count, check_positive
 
@@ -31,6 +34,7 @@ class Where:
     gpus: float | None = None
     device: str = "cpu"
     compiled: bool | None = None
+    tensorboard: bool = False
 
     def make(self, jobs: Sequence[Job], root: Path) -> engines.Engine:
         """The engine."""
@@ -39,9 +43,11 @@ class Where:
         check_count("workers", self.workers, least=0)
         check_positive("cpus-per-task", self.cpus)
         missing = [job for job in jobs if not job.is_done(root)]
+        datasets = sorted({name for job in missing for name in job.datasets})
+        for name in datasets:
+            check_choice("dataset", name, SOURCES)
         if self.engine == "ray":
             gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
-            datasets = sorted({name for job in missing for name in job.datasets})
             return Cluster(self.ray_address, compute, datasets, self.cpus, gpus)
         check_compute(compute)
         workers = self.workers
@@ -53,8 +59,11 @@ class Where:
 
 
 def run_jobs(jobs: Sequence[Job], root: Path, where: Where) -> None:
+    engine = where.make(jobs, root)
+    curves = {"on_file": Curves(root)} if where.tensorboard else {}
     try:
-        driver.run(jobs, root, console.notes, where.make(jobs, root))
+        with published(root) as progress:
+            driver.run(jobs, root, console.notes, engine, progress=progress, **curves)
     except Interrupted:
         fail(
             f"stopped; what was finished is in {root}, and the same command goes on from there", 130

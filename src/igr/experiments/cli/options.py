@@ -49,3 +49,6 @@ Compiled = Annotated[
         "Compile training steps, or not; by default where a training takes long enough to be worth it.",
     ),
 ]
+TensorBoard = Annotated[
+    bool, flag("--tensorboard", "Training curves for TensorBoard too, in its folder in --out.")
+]

@@ -70,6 +70,7 @@ def reproduce(
     gpus_per_task: options.GPUs = None,
     device: options.Device = "cpu",
     compiled: options.Compiled = None,
+    tensorboard: options.TensorBoard = False,
 ) -> None:
     start = time.monotonic()
     wishes = Options(
@@ -94,7 +95,9 @@ def reproduce(
         console.notes.print(
             f"{len(adopted)} of {len(jobs)} are results that come with igr; --again runs them"
         )
-    where = Where(engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled)
+    where = Where(
+        engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
+    )
     run_jobs(jobs, root, where)
     entries = plan.finished(root)
     write_tables(root)

@@ -21,6 +21,7 @@ from igr.experiments.cli.options import (
     GPUs,
     RayAddress,
     Records,
+    TensorBoard,
     Workers,
     option,
 )
@@ -53,10 +54,13 @@ def sweep(
     gpus_per_task: GPUs = None,
     device: Device = "cpu",
     compiled: Compiled = None,
+    tensorboard: TensorBoard = False,
 ) -> None:
     sweeps = grid(_values(settings), samples=samples, test_images=test_images)
     root = out_folder.expanduser()
-    where = Where(engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled)
+    where = Where(
+        engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
+    )
     run_jobs(sweeps, root, where)
     write_tables(root)
     console.out.print(_grid_table(sweeps, root))

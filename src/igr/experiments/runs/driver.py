@@ -7,6 +7,7 @@ import heapq
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ def run(
     console: Console,
     engine: Engine | None = None,
     on_file: Callable[[Path, bytes | str], object] = lambda path, content: None,
+    progress: Path | None = None,
 ) -> None:
     """Do what is missing of the jobs, and show how far it is.
 
@@ -69,6 +71,7 @@ def run(
         console: where progress is shown.
         engine: does the tasks; by default in this process.
         on_file: is told of every file that was written.
+        progress: file that says how far it is, for others.
 
     Raises:
         Failed: if a job failed for a reason of its own; the others have been done.
@@ -80,7 +83,7 @@ def run(
         return
     engine = engine or Here()
     parts = {job.title: job.units for job in missing}
-    with StopRequest() as stop, board(parts, console) as shown:
+    with StopRequest() as stop, board(parts, console, progress) as shown:
         driver = _Driver(root, missing, engine, shown, stop, on_file)
         try:
             engine.start(driver.told, stop)
@@ -109,7 +112,7 @@ class _Driver:
         self.queue: list[_Asked] = []
         self.at_work: dict[int, _Asked] = {}
         self.numbers = itertools.count()
-        self.failures: dict[str, str] = {}
+        self.failures: dict[str, list[str]] = {}  # by reason
         self.stopped: tuple[Any, ...] = (0,)
         self.broken: UserError | None = None
 
@@ -122,7 +125,8 @@ class _Driver:
             else:
                 self._try_again()
                 self._hand_out()
-            self.shown.workers = max(1, self.engine.slots)
+            nodes = Counter(a.where for a in self.at_work.values() if a.where)
+            self.shown.go_on(self.engine.slots, nodes)
             if self.at_work:
                 self.engine.poll(0.2)
             elif self.busy and not self.queue:
@@ -134,7 +138,7 @@ class _Driver:
         if self.open:  # what was at work has stopped
             raise Interrupted(*self.stopped)
         if self.failures:
-            raise Failed("; ".join(f"{title}: {text}" for title, text in self.failures.items()))
+            raise Failed("; ".join(f"{_listed(t)}: {text}" for text, t in self.failures.items()))
 
     def close(self) -> None:
         """Give back what the jobs hold, the innermost first."""
@@ -194,7 +198,7 @@ class _Driver:
             self._done(node.parent, failure)
             return
         if failure:
-            self.failures[node.job.title] = str(failure)
+            self.failures.setdefault(str(failure), []).append(node.job.title)
             if len(self.shown.parts) > 1:  # else it is the end, which says so
                 self.shown.say(f"{node.job.title} failed: {failure}")
         self.shown.finish(node.job.title)
@@ -264,7 +268,8 @@ class _Driver:
             asked.told[name] = asked.told.get(name, 0.0) + units
             getattr(self.shown, name)(title, units)
         elif name == "note":
-            self.shown.note(title, f"{asked.where}{arguments[0]}")
+            where = f"{asked.where}: " if asked.where else ""
+            self.shown.note(title, f"{where}{arguments[0]}")
         elif name == "file":
             path, content = arguments
             try:
@@ -275,7 +280,7 @@ class _Driver:
             asked.lost = 0
             self.on_file(self.root / path, content)
         elif name == "begin":
-            asked.where = f"{arguments[0]}: "
+            asked.where = arguments[0]
         else:
             del self.at_work[key]
             self._ended(asked, name, *arguments)
@@ -296,7 +301,13 @@ class _Driver:
             reason = arguments[0] if how == "lost" else "a worker process was asked to end"
             if asked.lost < _ATTEMPTS:
                 self.shown.say(f"{title}: {reason}; it goes on from what was saved")
-                heapq.heappush(self.queue, asked)
+                heapq.heappush(self.queue, dataclasses.replace(asked, where=""))
             else:
                 text = f"its workers kept being lost, the last one because {reason} (is there enough memory?)"
                 self._done(asked.node, Failed(text))
+
+
+def _listed(titles: Sequence[str]) -> str:
+    """At most three of them, and how many others."""
+    others = f" and {len(titles) - 3} others" if len(titles) > 3 else ""
+    return ", ".join(titles[:3]) + others

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task, TaskID
 from rich.text import Text
+
+from igr.experiments.errors import UserError
+from igr.experiments.files import write_json
 
 
 def duration(seconds: float) -> str:
@@ -55,25 +60,6 @@ def _bar(fraction: float, width: int = 20) -> str:
     return f"{'━' * round(fraction * width):{width}}"
 
 
-class Reporter(Protocol):
-    """What a part tells of its progress, in units: seconds that its work is expected to take."""
-
-    def begin(self, part: str, units: float) -> None:
-        """A part begins, or begins anew."""
-
-    def note(self, part: str, text: str) -> None:
-        """What the part is doing now."""
-
-    def advance(self, part: str, units: float) -> None:
-        """So much of the part is done."""
-
-    def skip(self, part: str, units: float) -> None:
-        """So much of the part had been done before."""
-
-    def finish(self, part: str) -> None:
-        """The part is done, whatever it was expected to take."""
-
-
 @dataclass
 class _Part:
     total: float
@@ -101,7 +87,9 @@ class Board:
 
     Attributes:
         parts: expected seconds of each part, by title.
-        workers: how many parts go on at once.
+        workers: how many tasks go on at once.
+        nodes: how many of them on each machine, where there are several.
+        path: of a file that says how far it is, for others.
     """
 
     def __init__(
@@ -113,7 +101,10 @@ class Board:
         progress: Progress | None = None,
         clock: Callable[[], float] = time.monotonic,
         every: float = 10.0,
+        path: Path | None = None,
     ) -> None:
+        self.path, self.saved = path, -math.inf
+        self.nodes: dict[str, int] = {}
         self.console, self.progress, self.clock = console, progress, clock
         self.workers = workers
         self.every = 0.2 if progress else every
@@ -153,6 +144,11 @@ class Board:
             mine.bar = None
         self._show()
 
+    def go_on(self, workers: int, nodes: dict[str, int]) -> None:
+        """Time has passed; so many tasks may go on at once, and go on on these machines."""
+        self.workers, self.nodes = max(1, workers), nodes
+        self._show()
+
     def say(self, text: str) -> None:
         """Print a line above what is shown."""
         self.console.print(f"igr: {text}", soft_wrap=True, markup=False)
@@ -182,14 +178,38 @@ class Board:
         """Everything in one line."""
         finished = sum(part.finished for part in self.parts.values())
         text = f"{100 * self.fraction:.0f}%, {finished} of {len(self.parts)} done, {duration(self.left)} left"
-        going = [
+        return "; ".join([text, *self._on_nodes(), *self._going()])
+
+    def _on_nodes(self) -> list[str]:
+        counts = ", ".join(f"{count} on {node}" for node, count in self.nodes.items())
+        return [f"tasks: {counts}"] if counts else []
+
+    def _going(self) -> list[str]:
+        return [
             f"{title}: {part.note or 'starting'}, {duration(self.left_of(title))} left"
             for title, part in self.parts.items()
             if part.started and not part.finished
         ]
-        return "; ".join([text, *going])
+
+    def _save(self) -> None:
+        """Say in the file how far it is."""
+        self.saved = self.clock()
+        finished = sum(part.finished for part in self.parts.values())
+        told: dict[str, Any] = {
+            "fraction": self.fraction,
+            "seconds_left": self.left,
+            "done": finished,
+            "jobs": len(self.parts),
+            "at_work": self._going(),
+            "nodes": self.nodes,
+        }
+        if self.path is not None:
+            with contextlib.suppress(UserError):  # a full disk is told of by who writes records
+                write_json(self.path, told)
 
     def _show(self) -> None:
+        if self.path is not None and self.clock() - self.saved > 3.0:
+            self._save()
         if self.clock() - self.shown < self.every:
             return
         self.shown = self.clock()
@@ -198,7 +218,7 @@ class Board:
             return
         if self.bar is not None and len(self.parts) > 1:
             finished = sum(part.finished for part in self.parts.values())
-            count = f"{finished} of {len(self.parts)} done"
+            count = ", ".join([f"{finished} of {len(self.parts)} done", *self._on_nodes()])
             self._update(self.bar, "in all", count, self.fraction, self.left)
         for title, part in self.parts.items():
             if part.bar is not None:
@@ -211,10 +231,10 @@ class Board:
 
 
 @contextlib.contextmanager
-def board(parts: dict[str, float], console: Console, workers: int = 1) -> Iterator[Board]:
+def board(parts: dict[str, float], console: Console, path: Path | None = None) -> Iterator[Board]:
     """A `Board`, shown in the way that suits where the console writes."""
     if not console.is_terminal:
-        yield Board(parts, console, workers=workers)
+        yield Board(parts, console, path=path)
         return
     with Progress(_Line(console), console=console, transient=True) as progress:
-        yield Board(parts, console, workers=workers, progress=progress)
+        yield Board(parts, console, progress=progress, path=path)

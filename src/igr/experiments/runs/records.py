@@ -199,14 +199,23 @@ class SweepFolder:
             if occupied and not settings.exists():
                 raise RecordError(f"folder {path} holds no sweep to resume; choose another --out")
             if not occupied:
-                write_json(settings, {"format": FORMAT, **config.to_dict()})
-            elif different := folder.config.differences(config):
-                raise RecordError(
-                    f"{path} holds a sweep of another configuration: {'; '.join(different)}"
-                )
+                folder.write_config(config)
+            else:
+                folder.check(config)
         make_folder(path / "state")
         make_folder(path / "runs")
         return folder
+
+    def write_config(self, config: SweepConfig) -> None:
+        """Begin the sweep."""
+        write_json(self.path / "config.json", {"format": FORMAT, **config.to_dict()}, self.write)
+
+    def check(self, config: SweepConfig) -> None:
+        """Raise RecordError if it is a sweep of another configuration."""
+        if different := self.config.differences(config):
+            raise RecordError(
+                f"{self.path} holds a sweep of another configuration: {'; '.join(different)}"
+            )
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

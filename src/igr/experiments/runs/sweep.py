@@ -172,6 +172,7 @@ class Train:
         expected: the same of the stack that it is a part of, which decides about compiling: the runs of a divided stack
             are then those of the whole.
         before: folder of a sweep of the same runs for fewer epochs, whose states are gone on from.
+        config: of the sweep, where its folder is to be begun with it.
     """
 
     folder: str
@@ -179,6 +180,7 @@ class Train:
     units: float
     expected: float
     before: str = ""
+    config: SweepConfig | None = None
 
     @property
     def memory(self) -> int:
@@ -209,7 +211,10 @@ class Train:
         config, count = self.runs[0], len(self.runs)
         images, _ = split_images(config)
         test = _dataset(config.dataset).test if config.test_curve else None
-        stack = Stack(SweepFolder(Path(self.folder), context.write), self.runs, given)
+        folder = SweepFolder(Path(self.folder), context.write)
+        if self.config is not None:
+            folder.write_config(self.config)
+        stack = Stack(folder, self.runs, given)
         epochs = config.epochs
         step = self.units / (epochs * max(1, len(images) // config.batch_size))
         what = f"{count} runs side by side, " if count > 1 else ""
@@ -361,20 +366,23 @@ class Sweep:
 
     def work(self, root: Path) -> Steps:
         with locked(root, self.name):
-            folder = SweepFolder.open(self.folder(root).path, self.config, resume=True)
+            folder = self.folder(root)
+            if begun := (folder.path / "config.json").exists():
+                folder.check(self.config)
             whole = stacks(self.config.runs())
             for runs in whole:
                 Stack(folder, runs).tidy()
             groups = [(len(runs), group) for runs in whole for group in folder.groups(runs)]
-            yield [functools.partial(self._stack, *each) for each in groups]
+            yield [functools.partial(self._stack, begun, *each) for each in groups]
 
-    def _stack(self, whole: int, runs: Sequence[RunConfig], root: Path) -> Steps:
+    def _stack(self, begun: bool, whole: int, runs: Sequence[RunConfig], root: Path) -> Steps:
         """Train runs, of a stack of so many, then score them."""
         count = len(self.config.runs())
         training, scoring = expected(self.config, self.scorings)
         before = self.before.place if self.before else ""
         units, expected_of_all = training * len(runs) / count, training * whole / count
-        yield [Train(self.place, tuple(runs), units, expected_of_all, before)]
+        config = None if begun else self.config
+        yield [Train(self.place, tuple(runs), units, expected_of_all, before, config)]
         if not self.leaves_states:
             self.folder(root).forget()
         units_each = scoring / count / len(self.scorings)
