@@ -275,7 +275,9 @@ def iterate(
             ds = torch.stack(steps[1:], -1) - torch.stack(steps[:-1], -1)
             gram = ds.mT @ ds
             ridge = 1e-12 * gram.diagonal(dim1=-2, dim2=-1).sum(-1) + 1e-300
-            gram = gram + ridge[..., None, None] * torch.eye(gram.shape[-1], dtype=x.dtype)
+            gram = gram + ridge[..., None, None] * torch.eye(
+                gram.shape[-1], dtype=x.dtype, device=x.device
+            )
             weights = torch.linalg.solve(gram, ds.mT @ step.unsqueeze(-1))
             move = step - ((dx + ds) @ weights).squeeze(-1)
         x = x + move.clamp(-3.0, 3.0)

@@ -453,10 +453,10 @@ def _check(
     loc, scale = (x.to(dtype).expand(*batch, -1) for x in (loc, scale))
 
     if _checks.enabled(validate_args):
-        takes_part = True if allowed is None else allowed[..., :-1]
-        finite = (loc.abs() < torch.inf) | torch.logical_not(torch.as_tensor(takes_part))
+        finite, positive = loc.abs() < torch.inf, (scale > 0) & (scale < torch.inf)
+        if allowed is not None:
+            finite, positive = (x | ~allowed[..., :-1] for x in (finite, positive))
         _checks.satisfies("loc", loc, finite, "finite values")
-        positive = ((scale > 0) & (scale < torch.inf)) | ~torch.as_tensor(takes_part)
         _checks.satisfies("scale", scale, positive, "positive finite values")
         if allowed is not None:
             _checks.satisfies("allowed", allowed, allowed.any(-1), "a category that may win")

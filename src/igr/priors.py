@@ -160,7 +160,7 @@ def _match_gumbel(
     if settings.how == "mean":
         q = build(logits)
         probs, logits = probs.expand(q.logits.shape), q.logits.clone()
-        uniform = _sobol(settings.num_samples, probs.shape[-1], settings.seed)
+        uniform = _sobol(settings.num_samples, probs.shape[-1], settings.seed).to(probs.device)
         gumbel = -torch.log(-torch.log(uniform))
         gumbel = gumbel.reshape(-1, *(1,) * (probs.dim() - 1), probs.shape[-1])
 
@@ -185,7 +185,7 @@ def _match_countable(
         raise ValueError(
             f"target: expected one distribution for CountableIGR, got a batch of shape {tuple(probs.shape[:-1])}"
         )
-    parameters = CountableParameters(1)
+    parameters = CountableParameters(1, device=probs.device)
     closing = family(parameters, temperature).closing(temperature)
 
     def build(loc: Tensor, scale: Tensor) -> IGR:
@@ -196,16 +196,20 @@ def _match_countable(
     loc = torch.cat([finite.loc, finite.loc.new_zeros(1)])
     scale = torch.cat([finite.scale, finite.scale.new_ones(1)])
     parameters = CountableParameters(
-        finite.loc.shape[-1], loc=loc, scale=scale, dtype=settings.dtype
+        finite.loc.shape[-1],
+        loc=loc,
+        scale=scale,
+        dtype=settings.dtype,
+        device=loc.device,
     )
     return family(parameters.requires_grad_(False), temperature)
 
 
 def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: _Settings) -> Any:
     shape = (*probs.shape[:-1], probs.shape[-1] - 1)
-    scale = torch.as_tensor(settings.scale, dtype=torch.float64)
+    scale = torch.as_tensor(settings.scale, dtype=torch.float64, device=probs.device)
     _checks.positive("scale", scale)
-    loc, scale = _checks.broadcast(loc=torch.zeros(shape, dtype=torch.float64), scale=scale)
+    loc, scale = _checks.broadcast(loc=probs.new_zeros(shape), scale=scale)
     probe = build(loc, scale)
     if not isinstance(probe, IGR) or not probe._is_gaussian:
         raise ValueError(
@@ -225,7 +229,7 @@ def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: 
         _report(left * (1 - lost) + lost, settings.how, _REACHED)
         return build(loc.to(settings.dtype), scale.to(settings.dtype))
     noise = torch.special.ndtri(_sobol(settings.num_samples, loc.shape[-1], settings.seed))
-    noise = noise.reshape(-1, *(1,) * (loc.dim() - 1), loc.shape[-1])
+    noise = noise.to(loc.device).reshape(-1, *(1,) * (loc.dim() - 1), loc.shape[-1])
 
     def evaluate(loc: Tensor) -> Tensor:
         return _average(build(loc, scale), noise, settings.how)
@@ -573,12 +577,13 @@ def _exact_log_probs(q: Relaxation) -> Tensor | None:
 
 def _sobol(num_samples: int, dimension: int, seed: int) -> Tensor:
     """Quasi-random points of the open unit cube; random ones in more dimensions than Sobol's sequence has."""
-    if dimension > torch.quasirandom.SobolEngine.MAXDIM:
-        generator = torch.Generator().manual_seed(seed)
-        points = torch.rand(num_samples, dimension, dtype=torch.float64, generator=generator)
-    else:
-        engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
-        points = engine.draw(num_samples, dtype=torch.float64)
+    with torch.device("cpu"):  # the same on every device
+        if dimension > torch.quasirandom.SobolEngine.MAXDIM:
+            generator = torch.Generator().manual_seed(seed)
+            points = torch.rand(num_samples, dimension, dtype=torch.float64, generator=generator)
+        else:
+            engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)
+            points = engine.draw(num_samples, dtype=torch.float64)
     return points.clamp(1e-12, 1 - 1e-12)
 
 

@@ -96,7 +96,7 @@ def same_parameter(a: Any, b: Any) -> bool:
         if a is None or b is None or not _checks.values_can_be_read(a, b):
             return False
         try:
-            return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+            return bool((a == b).all())
         except RuntimeError:
             return False
     return bool(a == b)

@@ -73,6 +73,23 @@ class Estimator(nn.Module):
             )
         self.num_samples = num_samples
         self.sample_axis = sample_axis
+        self._initial: dict[str, float | Tensor] = {}
+
+    def _learn(self, name: str, value: float | Tensor) -> None:
+        """Make a parameter of that name, of torch's default dtype, on the value's device if it is a tensor."""
+        if isinstance(value, Tensor):
+            value = value.detach().clone()
+        self._initial[name] = value
+        device = value.device if isinstance(value, Tensor) else None
+        like = torch.as_tensor(value, dtype=torch.get_default_dtype(), device=device)
+        self.register_parameter(name, nn.Parameter(like.clone()))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set what it learns to what it began with, such as after ``to_empty``; not the modules that it was given."""
+        for name, value in self._initial.items():
+            parameter = self.get_parameter(name)
+            parameter.copy_(value) if isinstance(value, Tensor) else parameter.fill_(value)
 
     @property
     def evaluations(self) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, OneHotCategorical
 
+from igr import _checks, functional
 from igr.estimators.base import (
     Attach,
     Differentiable,
@@ -42,10 +43,10 @@ class _ControlVariate(Estimator):
         self.tied = tied
         if not tied:
             self.evaluations_per_sample = 3  # type: ignore[misc]
-        initial = torch.as_tensor(temperature, dtype=torch.get_default_dtype())
-        if not bool((initial > 0).all()):
-            raise ValueError(f"temperature: expected a positive number, got {temperature}")
-        self.log_temperature = nn.Parameter(initial.detach().log().clone())
+        _checks.positive("temperature", temperature)
+        self._learn("log_temperature", functional.log(temperature))
+
+    log_temperature: nn.Parameter
 
     @property
     def temperature(self) -> Tensor:
@@ -143,6 +144,9 @@ class Rebar(_ControlVariate):
         (torch.Size([8, 2]), torch.Size([]))
     """
 
+    eta: nn.Parameter
+    offset: nn.Parameter
+
     def __init__(
         self,
         temperature: float | Tensor = 0.5,
@@ -153,8 +157,8 @@ class Rebar(_ControlVariate):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
-        self.eta = nn.Parameter(torch.as_tensor(eta, dtype=torch.get_default_dtype()).clone())
-        self.offset = nn.Parameter(torch.zeros_like(self.eta))
+        self._learn("eta", eta)
+        self._learn("offset", torch.zeros_like(eta) if isinstance(eta, Tensor) else 0.0)
 
     def _control(self, f: Objective, z: Tensor, q: Distribution) -> Tensor:
         return self.eta * self._evaluate(f, z, q) + self.offset
@@ -254,11 +258,13 @@ class DoubleControlVariate(Estimator):
     f_is = Differentiable.VERTICES
     min_samples = 2
 
+    weight: nn.Parameter
+
     def __init__(
         self, num_samples: int = 2, weight: float | Tensor = 1.0, *, sample_axis: bool = False
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        self.weight = nn.Parameter(torch.as_tensor(weight, dtype=torch.get_default_dtype()).clone())
+        self._learn("weight", weight)
 
     def _estimate(
         self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
@@ -440,15 +446,24 @@ class ControlNetwork(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         size = math.prod(self.shape)
-        stack = tuple(stack)
+        self._initial_factor = factor
 
-        def uniform(fan_in: int, *dims: int) -> nn.Parameter:
-            bound = 1 / math.sqrt(fan_in)
-            return nn.Parameter(torch.empty(*stack, *dims).uniform_(-bound, bound))
+        def parameter(*dims: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*stack, *dims))
 
-        self.weight_in, self.bias_in = uniform(size, size, hidden), uniform(size, 1, hidden)
-        self.weight_out, self.bias_out = uniform(hidden, hidden, 1), uniform(hidden, 1, 1)
-        self.factor = nn.Parameter(torch.full((*stack, 1, 1), factor))
+        self.weight_in, self.bias_in = parameter(size, hidden), parameter(1, hidden)
+        self.weight_out, self.bias_out = parameter(hidden, 1), parameter(1, 1)
+        self.factor = parameter(1, 1)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw weights and biases anew, uniformly and the smaller the more inputs there are."""
+        for weight, bias in ((self.weight_in, self.bias_in), (self.weight_out, self.bias_out)):
+            bound = 1 / math.sqrt(weight.shape[-2])
+            weight.uniform_(-bound, bound)
+            bias.uniform_(-bound, bound)
+        self.factor.fill_(self._initial_factor)
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[z.dim() - len(self.shape) :] != self.shape:

@@ -51,6 +51,11 @@ class RunningMean(nn.Module):
         self.register_buffer("mean", torch.zeros(tuple(shape)))
         self.register_buffer("weight", torch.zeros(()))
 
+    def reset_parameters(self) -> None:
+        """Forget, such as after ``to_empty``."""
+        self.mean.zero_()
+        self.weight.zero_()
+
     def forward(self, values: Tensor) -> Tensor:
         """What to subtract from values ``(S, *elements)``."""
         size = self.mean.shape

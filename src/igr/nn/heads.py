@@ -98,7 +98,7 @@ class Head(nn.Module):
 
     @abstractmethod
     def _initial(self) -> Tensor:
-        """Parameters of one variable for features of zero."""
+        """Parameters of one variable for features of zero, on the CPU, where values are at hand whatever the device."""
 
     @abstractmethod
     def _family(self) -> Callable[..., Relaxation]:
@@ -144,11 +144,12 @@ class Head(nn.Module):
             parameters = self._split(self._initial())
         else:
             parameters = self._matched(target)
-        weight = self.affine.weight
         return Prior._of(
             self._family(),
-            {name: value.to(weight) for name, value in parameters.items()},
+            parameters,
             self.schedule if temperature is None else temperature,
+            self.affine.weight.device,
+            self.affine.weight.dtype,
         )
 
     @abstractmethod
@@ -211,7 +212,7 @@ class _GaussianHead(Head):
     def _initial_loc(self) -> Tensor:
         """Where the categories are equal, or nearly so, at scale 1."""
         n = self.num_categories - 1
-        return torch.full((n,), uniform_loc(n + 1), dtype=torch.float64)
+        return torch.full((n,), uniform_loc(n + 1), dtype=torch.float64, device="cpu")
 
     def _split(self, parameters: Tensor) -> dict[str, Tensor]:
         if not self.learn_scale:
@@ -473,7 +474,7 @@ class GumbelSoftmaxHead(Head):
         )
 
     def _initial(self) -> Tensor:
-        return torch.zeros(self.num_categories)
+        return torch.zeros(self.num_categories, device="cpu")
 
     def _split(self, parameters: Tensor) -> dict[str, Tensor]:
         return {"logits": parameters}
@@ -492,11 +493,13 @@ class GumbelSoftmaxHead(Head):
 
 def _equal_pieces(n: int) -> Tensor:
     """Loc at scale 1 where the n breaks of a stick take 1/(n+1), 1/n, ..., 1/2 of what is left, on average."""
-    nodes, weights = (torch.tensor(values, dtype=torch.float64) for values in gauss_legendre(32))
+    nodes, weights = (
+        torch.tensor(values, dtype=torch.float64, device="cpu") for values in gauss_legendre(32)
+    )
     noise = 16 * nodes - 8
     weights = weights * (-0.5 * noise * noise).exp()
     weights = weights / weights.sum()
-    log_share = -torch.arange(n + 1, 1, -1, dtype=torch.float64).log()
+    log_share = -torch.arange(n + 1, 1, -1, dtype=torch.float64, device="cpu").log()
     loc = log_share - 0.5
     # Newton's method on the logarithm of E sigmoid(loc + noise), which is concave in loc.
     for _ in range(5):

@@ -56,7 +56,8 @@ class Prior(nn.Module):
         if isinstance(target, int):
             if target < 2:
                 raise ValueError(f"target: expected at least 2 categories, got {target}")
-            target = torch.full((target,), 1 / target)
+            target = torch.full((target,), 1 / target, device="cpu")
+            device = torch.get_default_device() if device is None else device
         q = match(target, family, 1.0)
         if isinstance(q, GumbelSoftmax):
             parameters = {"logits": q.logits}
@@ -68,11 +69,7 @@ class Prior(nn.Module):
                 "igr.nn.CountableParameters is such a module"
             )
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        self._set_up(
-            family,
-            {name: value.to(device, dtype) for name, value in parameters.items()},
-            temperature,
-        )
+        self._set_up(family, parameters, temperature, device, dtype)
 
     @classmethod
     def _of(
@@ -80,10 +77,12 @@ class Prior(nn.Module):
         family: Callable[..., Relaxation],
         parameters: dict[str, Tensor],
         temperature: float | Tensor | TemperatureSchedule,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> Prior:
         """One of given parameters."""
         new = cls.__new__(cls)
-        new._set_up(family, parameters, temperature)
+        new._set_up(family, parameters, temperature, device, dtype)
         return new
 
     def _set_up(
@@ -91,21 +90,28 @@ class Prior(nn.Module):
         family: Callable[..., Relaxation],
         parameters: dict[str, Tensor],
         temperature: float | Tensor | TemperatureSchedule,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
     ) -> None:
         nn.Module.__init__(self)
         if not isinstance(temperature, TemperatureSchedule):
             temperature = ConstantTemperature(temperature)
         self.family = family
         self.schedule = temperature
-        self._names = list(parameters)
-        for name, value in parameters.items():
-            self.register_buffer(name, value.detach().clone())
+        self._initial = {name: value.detach().clone() for name, value in parameters.items()}
+        for name, value in self._initial.items():
+            self.register_buffer(name, value.to(device, dtype, copy=True))
+
+    def reset_parameters(self) -> None:
+        """Set the parameters to what they were made with, such as after ``to_empty``."""
+        for name, value in self._initial.items():
+            getattr(self, name).copy_(value)
 
     def forward(self) -> Any:
         """The distribution, a `igr.Relaxation` of the family."""
-        parameters = {name: getattr(self, name) for name in self._names}
+        parameters = {name: getattr(self, name) for name in self._initial}
         return self.family(temperature=self.schedule.temperature, **parameters)
 
     def extra_repr(self) -> str:
-        name = self._names[0]
+        name = next(iter(self._initial))
         return f"{name}={tuple(getattr(self, name).shape)}, temperature={describe(self.schedule.temperature)}"

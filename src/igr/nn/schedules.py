@@ -42,6 +42,9 @@ class TemperatureSchedule(nn.Module):
     def step(self) -> None:
         """Move on by one step."""
 
+    def reset_parameters(self) -> None:
+        """Begin anew with what it was made with, such as after ``to_empty``."""
+
 
 class ConstantTemperature(TemperatureSchedule):
     """A temperature that stays as it is, until ``schedule.temperature = value`` sets another.
@@ -73,6 +76,11 @@ class ConstantTemperature(TemperatureSchedule):
         is_tensor = isinstance(value, Tensor)
         self.number = None if is_tensor else value  # type: ignore[assignment]
         self.tensor = value if is_tensor else None  # type: ignore[assignment]
+        self._value = value
+
+    def reset_parameters(self) -> None:
+        if self.tensor is not None:
+            assign(self.tensor, self._value)
 
     @property
     def temperature(self) -> float | Tensor:
@@ -107,10 +115,17 @@ class _Annealed(nn.Module):
     def __init__(self, start: float | Tensor, end: float | Tensor, num_steps: int) -> None:
         super().__init__()
         self.num_steps = whole_number("num_steps", num_steps, 1)
+        self._ends = {"start": start, "end": end}
         start, end = _as_floats(start=start, end=end)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=start.device))
         self.register_buffer("start", start)
         self.register_buffer("end", end)
+
+    def reset_parameters(self) -> None:
+        """Begin anew with what it was made with, such as after ``to_empty``."""
+        self.steps.zero_()
+        for name, value in self._ends.items():
+            assign(getattr(self, name), value)
 
     def step(self) -> None:
         """Move on by one step."""
@@ -212,8 +227,14 @@ class LearnedTemperature(TemperatureSchedule):
 
     def __init__(self, initial: float | Tensor = 1.0) -> None:
         super().__init__()
-        (value,) = _as_floats(initial=_checks.positive("initial", initial))
+        self._value = _checks.positive("initial", initial)
+        (value,) = _as_floats(initial=self._value)
         self.log_temperature = nn.Parameter(value.log())
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        assign(self.log_temperature, self._value)
+        self.log_temperature.log_()
 
     @property
     def temperature(self) -> Tensor:
@@ -274,6 +295,14 @@ def whole_number(name: str, value: Any, smallest: int) -> int:
     if number is None or number < smallest:
         raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}")
     return int(number)
+
+
+def assign(to: Tensor, value: float | Tensor) -> None:
+    """Set a tensor to a number, or to another tensor."""
+    if isinstance(value, Tensor):
+        to.copy_(value.detach())
+    else:
+        to.fill_(value)
 
 
 def describe(value: float | Tensor | None) -> str:
