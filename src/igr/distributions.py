@@ -518,8 +518,7 @@ class IGR(Relaxation, TransformedDistribution):
         r"""The member of a family whose recovered probabilities are given, differentiable: ``discrete()``, inverted.
 
         .. math:: \mu(p, \sigma): \quad P(k \mid \mu, \sigma) = p_k \qquad (21), \qquad
-                  d\mu = \Big( \frac{\partial P}{\partial \mu} \Big)^{-1}
-                  \Big( dp - \frac{\partial P}{\partial \sigma}\, d\sigma \Big)
+                  \frac{\partial P}{\partial \mu}\, d\mu = dp - \frac{\partial P}{\partial \sigma}\, d\sigma
 
         It is solved in float64, to 1e-12, for scales that differ by up to a factor of 100. First derivatives come from
         the implicit function theorem. `igr.match` does the same for targets of other kinds, and approximately for

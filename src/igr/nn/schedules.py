@@ -26,8 +26,21 @@ __all__ = [
 class TemperatureSchedule(nn.Module):
     """What a temperature does over a training run. Abstract.
 
-    Read ``schedule.temperature``, or call the schedule; call ``schedule.step()`` once for each step of the optimiser.
-    Its place is kept in its ``state_dict``.
+    Give it to a head, or read ``schedule.temperature``; call ``schedule.step()`` once for each step of the optimiser.
+    Its place is kept in its ``state_dict``, and so in that of the head.
+
+    >>> import igr
+    >>> temperature = igr.nn.ExponentialTemperature(1.0, 0.1, num_steps=100)
+    >>> head = igr.nn.SoftmaxIGRHead(64, num_categories=10, temperature=temperature)
+    >>> optimizer = torch.optim.Adam(head.parameters())
+    >>> for step in range(100):
+    ...     loss = head(torch.randn(8, 64)).rsample()[:, 0].sum()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     temperature.step()
+    >>> head.temperature
+    tensor(0.1000)
     """
 
     @property
