@@ -1,9 +1,10 @@
 r"""What docstrings and pages have beyond Markdown: formulas and doctests.
 
 ``:math:`...` `` and, as code hosts have it, ``$`...`$`` in a line and ``.. math::`` blocks become MathML, which
-browsers draw without a script from elsewhere; a block of ``>>>`` becomes code rather than a quotation.
+browsers draw without a script from elsewhere; a block of ``>>>`` becomes code, in colour, rather than a quotation.
 """
 
+import html
 import re
 from xml.etree.ElementTree import Element, SubElement
 
@@ -12,7 +13,11 @@ from markdown import Markdown
 from markdown.blockprocessors import BlockProcessor
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
+from markdown.treeprocessors import Treeprocessor
 from markdown.util import AtomicString
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonConsoleLexer
 
 
 class _Inline(InlineProcessor):
@@ -50,6 +55,20 @@ class _Doctest(BlockProcessor):
         code.text = AtomicString(blocks.pop(0) + "\n")
 
 
+class _Colours(Treeprocessor):
+    """Doctests, those of a section of examples too, as a console of Python."""
+
+    def run(self, root: Element) -> None:
+        for block in list(root.iter("pre")):
+            code = block.find("code")
+            if code is not None and (code.text or "").startswith((">>> ", "&gt;&gt;&gt; ")):
+                text = html.unescape(code.text or "")
+                shown = highlight(text, PythonConsoleLexer(), HtmlFormatter(wrapcode=True))
+                block.clear()
+                block.tag = "p"  # of which nothing is left
+                block.text = self.md.htmlStash.store(shown)
+
+
 class DocstringExtension(Extension):
     """Adds these forms to Python-Markdown, ahead of code spans, code blocks and quotations."""
 
@@ -58,6 +77,7 @@ class DocstringExtension(Extension):
         md.inlinePatterns.register(_Inline(r"\$`([^`]+)`\$", md), "igr-math-of-hosts", 200)
         md.parser.blockprocessors.register(_Block(md.parser), "igr-math-block", 200)
         md.parser.blockprocessors.register(_Doctest(md.parser), "igr-doctest", 200)
+        md.treeprocessors.register(_Colours(md), "igr-colours", 31)  # before pymdownx has its turn
 
 
 def on_config(config):
