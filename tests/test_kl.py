@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -467,3 +469,22 @@ def test_monte_carlo_over_the_batch_of_either(num_samples: int) -> None:
     assert igr.monte_carlo_kl(a, b, num_samples).shape == (5,)
     with pytest.raises(ValueError, match="q, p: expected a shape that broadcasts"):
         igr.monte_carlo_kl(q.expand((2,)), p)
+
+
+@pytest.mark.parametrize("family", [igr.SoftmaxIGR, igr.StickBreakingIGR, igr.SharpStickBreakingIGR])
+def test_divergences_compile_at_their_first_call(family: Any) -> None:
+    """Torch's table of rules, which no compiler traces the making of, is filled when ours are imported."""
+    torch._dynamo.reset()
+    loc = torch.randn(3, 4)
+    prior = igr.GumbelSoftmax(0.5, logits=torch.zeros(5))
+
+    def divergences(loc: torch.Tensor) -> list[torch.Tensor]:
+        q, p = (family(x, torch.ones_like(x), 0.5) for x in (loc, torch.zeros_like(loc)))
+        return [kl_divergence(q, p), igr.kl_divergence(q, p), igr.kl_divergence(q, prior)]
+
+    expected = divergences(loc)
+    torch.distributions.kl._KL_MEMOIZE.clear()
+    importlib.reload(importlib.import_module("igr._public"))
+    found = torch.compile(divergences, backend="eager", fullgraph=True)(loc)
+    torch.testing.assert_close(found[:2], expected[:2])
+    assert found[2].shape == (3,)

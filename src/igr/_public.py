@@ -32,6 +32,8 @@ from igr.transforms import (
     VertexInterpolation,
 )
 
+kl.look_up_rules()
+
 __all__ = [
     "IGR",
     "Close",

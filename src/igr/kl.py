@@ -1,11 +1,13 @@
 r"""KL divergences: closed form (13) where there is one, Monte Carlo (9), and the plug-in (8).
 
-`torch.distributions.kl_divergence` looks for the rule at the first call for two classes, which compilers cannot trace:
+`torch.distributions.kl_divergence` looks for the rule at the first call for two classes, which compilers cannot trace.
+For our own it is called when they are imported; for others, or where a library that is imported later registers rules,
 call it once before compiling with ``fullgraph=True``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast
 
 import torch
@@ -24,7 +26,15 @@ from torch.distributions.kl import register_kl
 
 from igr import _checks, functional
 from igr.constraints import corner
-from igr.distributions import IGR, GumbelSoftmax, Relaxation
+from igr.distributions import (
+    IGR,
+    GumbelSoftmax,
+    PlanarIGR,
+    Relaxation,
+    SharpStickBreakingIGR,
+    SoftmaxIGR,
+    StickBreakingIGR,
+)
 from igr.transforms import Compose, SoftmaxPlusPlus
 
 __all__ = ["kl_divergence", "monte_carlo_kl", "plug_in_kl"]
@@ -305,6 +315,24 @@ def _kl_igr(q: IGR, p: IGR) -> Tensor:
     if q._active is None:
         return functional.gaussian_kl(*parameters)
     return torch.where(q._active, functional.gaussian_kl_terms(*parameters), 0.0).sum(-1)
+
+
+def look_up_rules() -> None:
+    """Have torch look for the rules of our classes now, where no compiler has to trace it."""
+    zero = torch.zeros(1, device="cpu")
+    gumbel = GumbelSoftmax(1.0, logits=zero.expand(2))
+    forms: list[Distribution] = [
+        *(form(zero, zero + 1, 1.0) for form in (SoftmaxIGR, StickBreakingIGR, SharpStickBreakingIGR)),
+        PlanarIGR(zero, zero + 1, 1.0, []),
+        IGR(zero, zero + 1, SoftmaxPlusPlus(1.0)),
+        gumbel,
+        gumbel.discrete(),
+        OneHotCategorical(logits=zero.expand(2)),
+    ]
+    for q in forms:
+        for p in forms:
+            with contextlib.suppress(NotImplementedError):
+                closed_form(q, p)
 
 
 def _kl_softmax_plus_plus(q: IGR, p: IGR, map_q: SoftmaxPlusPlus, map_p: SoftmaxPlusPlus) -> Tensor:
