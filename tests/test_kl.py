@@ -471,7 +471,9 @@ def test_monte_carlo_over_the_batch_of_either(num_samples: int) -> None:
         igr.monte_carlo_kl(q.expand((2,)), p)
 
 
-@pytest.mark.parametrize("family", [igr.SoftmaxIGR, igr.StickBreakingIGR, igr.SharpStickBreakingIGR])
+@pytest.mark.parametrize(
+    "family", [igr.SoftmaxIGR, igr.StickBreakingIGR, igr.SharpStickBreakingIGR]
+)
 def test_divergences_compile_at_their_first_call(family: Any) -> None:
     """Torch's table of rules, which no compiler traces the making of, is filled when ours are imported."""
     torch._dynamo.reset()

@@ -310,3 +310,19 @@ def test_parameters_that_are_nan_give_nan_and_leave_others_alone(family: Any, na
     found = family(**parameters, temperature=0.5, validate_args=False).discrete().probs
     assert found[1].isnan().any()
     torch.testing.assert_close(found[::2], expected[::2])
+
+
+@pytest.mark.parametrize("rest", [True, False])
+def test_forward_mode_agrees_with_reverse_mode(rest: bool) -> None:
+    loc, scale = torch.randn(2, 3, dtype=torch.float64), torch.rand(2, 3, dtype=torch.float64) + 0.5
+
+    def probs(loc: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return leader_log_probs(loc, scale, rest=rest, smallest_scale=0.1).exp()
+
+    forward = torch.func.jacfwd(probs, (0, 1))(loc, scale)
+    for found, expected in zip(forward, torch.func.jacrev(probs, (0, 1))(loc, scale), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    tangent = torch.randn_like(loc)
+    _, along = torch.func.jvp(lambda x: probs(x, scale), (loc,), (tangent,))
+    expected = (forward[0] * tangent).sum((-1, -2))
+    torch.testing.assert_close(along, expected, rtol=1e-6, atol=1e-8)

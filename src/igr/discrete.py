@@ -312,7 +312,9 @@ def argmax_log_probs(
     and 1e-10 in float64 for scales that differ by up to a factor of 100, K up to 1,000, and so is
     that of their derivatives with respect to loc / scale and log scale. They are not normalised: by
     how much they miss a sum of one tells how well the integral was done. A probability far below the
-    tolerance has a finite logarithm and a gradient that points the right way, but comes out too small.
+    tolerance has a finite logarithm and a gradient that points the right way, but comes out too small. The last bit of
+    an element may depend on the others of its batch: vectorised instructions round otherwise than those at the end of
+    a run of memory.
 
     Args:
         loc: means, ``(*batch, K-1)``.

@@ -322,7 +322,10 @@ def look_up_rules() -> None:
     zero = torch.zeros(1, device="cpu")
     gumbel = GumbelSoftmax(1.0, logits=zero.expand(2))
     forms: list[Distribution] = [
-        *(form(zero, zero + 1, 1.0) for form in (SoftmaxIGR, StickBreakingIGR, SharpStickBreakingIGR)),
+        *(
+            form(zero, zero + 1, 1.0)
+            for form in (SoftmaxIGR, StickBreakingIGR, SharpStickBreakingIGR)
+        ),
         PlanarIGR(zero, zero + 1, 1.0, []),
         IGR(zero, zero + 1, SoftmaxPlusPlus(1.0)),
         gumbel,

@@ -126,14 +126,15 @@ def _probs(
     if not loc.shape[0]:
         return torch.cat([loc, loc[:, :1]], -1)
     with torch.no_grad():
-        finest = scale.amin(-1) if smallest is None else torch.full_like(scale[:, 0], smallest)
+        at, width = loc.detach(), scale.detach()  # without tangents too
+        finest = width.amin(-1) if smallest is None else torch.full_like(width[:, 0], smallest)
         steps = (_STEPS * torch.log2(_COARSEST / finest.clamp_min(_FINEST))).ceil().clamp_min(0)
         depth = torch.zeros_like(steps)
         if not rest:
             # All breaks are smaller than this with a probability that may be left out.
-            depth = -(loc - _CUT * scale).amax(-1).clamp_max(0.0).floor()
+            depth = -(at - _CUT * width).amax(-1).clamp_max(0.0).floor()
             # Where all breaks are negligible, they may as well be larger by the same factor.
-            up = (-20.0 - (loc + _CUT * scale).amax(-1)).clamp_min(0.0).floor()
+            up = (-20.0 - (at + _CUT * width).amax(-1)).clamp_min(0.0).floor()
             up = up.minimum((depth - 30.0).clamp_min(0.0))
             depth = (depth - up).clamp_max(60.0)
         needs = torch.stack([steps, depth], -1).nan_to_num()  # what is NaN comes out as NaN
