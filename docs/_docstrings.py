@@ -80,6 +80,38 @@ class DocstringExtension(Extension):
         md.treeprocessors.register(_Colours(md), "igr-colours", 31)  # before pymdownx has its turn
 
 
+# Where torch documents what signatures name: known here, so that a build asks nobody.
+_TORCH = {
+    "torch.Tensor": "tensors.html#torch.Tensor",
+    "torch.Generator": "generated/torch.Generator.html#torch.Generator",
+    "torch.Size": "size.html#torch.Size",
+    "torch.device": "tensor_attributes.html#torch.device",
+    "torch.dtype": "tensor_attributes.html#torch.dtype",
+    "torch.nn.Module": "generated/torch.nn.Module.html#torch.nn.Module",
+    "torch.optim.Optimizer": "optim.html#torch.optim.Optimizer",
+    **{
+        f"torch.distributions.{name}": f"distributions.html#torch.distributions.{module}.{name}"
+        for module, name in (
+            ("categorical", "Categorical"),
+            ("distribution", "Distribution"),
+            ("independent", "Independent"),
+            ("one_hot_categorical", "OneHotCategorical"),
+            ("transformed_distribution", "TransformedDistribution"),
+        )
+    },
+    "torch.distributions.transforms.Transform": "distributions.html#module-torch.distributions.transforms",
+    "torch.distributions.constraints.Constraint": "distributions.html#module-torch.distributions.constraints",
+}
+
+
+def on_pre_build(config):
+    """MkDocs calls this when all plugins are there."""
+    for name, place in _TORCH.items():
+        config.plugins["autorefs"].register_url(
+            name, f"https://docs.pytorch.org/docs/stable/{place}"
+        )
+
+
 def on_config(config):
     """MkDocs calls this before it builds."""
     config.markdown_extensions.append(DocstringExtension())

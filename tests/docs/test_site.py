@@ -15,8 +15,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import chromium
 import pytest
+
+import chromium
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +180,7 @@ def test_methods_of_bases_stand_where_a_user_looks(site: Path) -> None:
     for name in ("Relaxation.hard", "Relaxation.straight_through", "IGR.from_probs"):
         assert f'href="#igr.distributions.{name}"' in entry
     assert "-&gt;" in entry
+    assert "docs/stable/tensors.html#torch.Tensor" in entry
     head = (site / "api/nn/index.html").read_text()
     head = head.partition('id="igr.nn.heads.SoftmaxIGRHead"')[2]
     assert 'href="#igr.nn.heads.Head.prior"' in head.partition('id="igr.nn.heads.StickB')[0]

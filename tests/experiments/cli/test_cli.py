@@ -22,6 +22,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import chromium
 import igr
 from igr.experiments import cli
 from igr.experiments.cli import console, training
@@ -161,6 +162,9 @@ def test_demo_compares_and_names_pictures_that_are_there(
     # The plot, the originals, and reconstructions and samples of both families at their best and lowest temperatures.
     assert 6 <= len(addresses) <= 10
     assert (folder / "bounds.png").read_bytes().startswith(b"\x89PNG")
+    if chromium.find():
+        with chromium.start(tmp_path / "profile") as browser:
+            assert chromium.overflow(browser, page) == [0, 0]
     (folder / "mine.txt").write_text("the user's own")
     assert (
         igr_command("demo", "--epochs", 1, "--seeds", 1, "--out", folder) == 2

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import chromium
 from igr.experiments import cli
 from igr.experiments.cli import console as consoles
 from igr.experiments.cli.reproduce import _footnotes, _print_table
@@ -103,6 +104,12 @@ class TestSmoke:
                     assert f"{mean:.2f} ± {spread:.2f}" in page
         assert "Not run" not in page
         assert 'name="viewport"' in page
+
+    def test_page_fits_phones_and_screens(self, smoke, tmp_path):
+        root, _ = smoke
+        cli.main(["report", str(root)])
+        with chromium.start(tmp_path) as browser:
+            assert chromium.overflow(browser, root / "report.html") == [0, 0]
 
 
 class TestPlan:

@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
-fcntl = pytest.importorskip("fcntl")
+try:
+    import fcntl
+except ImportError:  # Windows, where its pipes are others
+    fcntl = None  # type: ignore[assignment]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = """
     --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
@@ -144,10 +147,25 @@ class Browser:
         os.close(self._write)
 
 
+def find() -> str | None:
+    """The program, where there is one that can be driven."""
+    return fcntl and next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def overflow(browser: Browser, page: Path) -> list[int]:
+    """How far a page of its own scrolls sideways on a screen and on a phone."""
+    found = []
+    for width in (1280, 390):
+        browser.open(page.as_uri(), width)
+        found.append(browser.run("document.documentElement.scrollWidth - innerWidth"))
+        assert browser.complaints() == []
+    return found
+
+
 @contextlib.contextmanager
 def start(profile: Path) -> Iterator[Browser]:
     """A browser of its own, with an empty folder for what it keeps."""
-    program = next(filter(None, map(shutil.which, NAMES)), None)
+    program = find()
     if program is None:
         pytest.skip(f"no Chromium on the path: looked for {', '.join(NAMES)}")
     browser = Browser(program, profile)
