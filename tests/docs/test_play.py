@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import chromium
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
 
+import chromium
 import igr
 
 DOCS = Path(__file__).parents[2] / "docs"
