@@ -27,7 +27,7 @@ def gradients(estimator, draws):
 
 
 exact = gradients(est.Enumerate(), 1)[0]
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 for estimator in (est.Pathwise(), est.RelaxedStraightThrough(), est.StraightThrough(), est.Reinforce(), est.ReinMax(),
                   est.Rebar(), est.DoubleControlVariate(4)):  # fmt: skip
     each = gradients(estimator, 10_000)

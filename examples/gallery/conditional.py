@@ -14,7 +14,7 @@ torch.manual_seed(0)
 q = igr.SoftmaxIGR(torch.tensor([0.7, -0.5]), torch.tensor([1.0, 0.6]), temperature=0.8)
 corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.866]])
 
-figure, axes = plt.subplots(figsize=(6.4, 5), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
 axes.fill(*corners.T, fill=False, edgecolor="grey")
 for category, onehot in enumerate(torch.eye(3)):
     z = q.conditional_rsample(onehot.expand(400, 3))

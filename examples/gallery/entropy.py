@@ -13,7 +13,7 @@ import igr
 torch.manual_seed(0)
 temperatures = torch.logspace(-2, 1, 25)
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 for form, colour in ((igr.SoftmaxIGR, "C0"), (igr.GumbelSoftmax, "C1")):
     samples = [form.uniform(10, float(t)).sample((2000,)) for t in temperatures]
     entropy = [torch.special.entr(z).sum(-1).mean() for z in samples]

@@ -26,10 +26,10 @@ def failing(temperature, theirs):
     return 1 - (log_prob.isfinite() & gradient.isfinite().all(-1)).double().mean()
 
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 for theirs, label in ((True, "RelaxedOneHotCategorical"), (False, "igr.GumbelSoftmax")):
     shares = [failing(t, theirs) for t in temperatures]
     axes.semilogx(temperatures, shares, color="C1" if theirs else "C0", label=label)
 axes.set_xlabel("temperature")
 axes.set_ylabel("share of draws that fail")
-axes.legend()
+axes.legend(loc="center left")

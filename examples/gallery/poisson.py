@@ -15,7 +15,7 @@ parameters = igr.nn.CountableParameters(initial=32, loc=-2.0)
 optimizer = torch.optim.Adam(parameters.parameters(), lr=0.05)
 target = torch.distributions.Poisson(6.0).log_prob(torch.arange(20.0)).exp()
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 axes.bar(range(20), target.tolist(), color="lightgrey", label="Poisson(6)")
 for step in range(301):
     q = igr.CountableIGR(parameters, temperature=0.3)

@@ -16,7 +16,7 @@ exact = q.discrete(num_nodes=512).probs
 nodes = (16, 24, 32, 48, 64, 128)
 draws = torch.logspace(1, 6, 12).long()
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 quadrature = [(q.discrete(num_nodes=n).probs - exact).abs().max() for n in nodes]
 axes.loglog(nodes, quadrature, "o-", label="discrete(): nodes of the quadrature")
 counted = [(q.hard(q.sample((n,))).mean(0) - exact).abs().max() for n in draws]

@@ -16,7 +16,7 @@ schedules = (
     igr.nn.CosineTemperature(1.0, 0.1, num_steps=1000),
 )
 
-figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
 for schedule in schedules:
     temperatures = []
     for _ in range(1200):

@@ -16,7 +16,7 @@ from igr import estimators as est
 target = torch.tensor([0.5, 0.3, 0.2])
 corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.866]])
 
-figure, axes = plt.subplots(figsize=(6.4, 5), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
 axes.fill(*corners.T, fill=False, edgecolor="grey")
 for way in (est.Enumerate(), est.Pathwise(), est.RelaxedStraightThrough(), est.ReinMax()):
     torch.manual_seed(0)
@@ -32,4 +32,4 @@ for way in (est.Enumerate(), est.Pathwise(), est.RelaxedStraightThrough(), est.R
 axes.annotate("best", corners[0], xytext=(-4, 8), textcoords="offset points", ha="right")
 axes.set_axis_off()
 axes.set_title("Probabilities over 120 steps of Adam", fontsize=9)
-axes.legend()
+axes.legend(loc="upper left", fontsize=8)
