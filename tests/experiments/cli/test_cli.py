@@ -154,7 +154,7 @@ def test_demo_compares_and_names_pictures_that_are_there(
         "ahead by",
     ):
         assert expected in out
-    assert "the wrong temperature costs" in out
+    assert "A wrong temperature, from 0.1 to 1.5, costs" in out
     page = folder / "index.html"
     assert str(page) in out
     addresses = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
@@ -202,10 +202,10 @@ def test_the_claim_follows_the_numbers(
 @pytest.mark.parametrize(
     "igr_bounds, gs_bounds, expected",
     [
-        (([-21.0, -21.1], [-20.0, -20.1]), ([-25.0, -25.1], [-19.0, -19.1]), "5.00 nats less with igr-i (standard"),
-        (([-25.0, -25.1], [-19.0, -19.1]), ([-21.0, -21.1], [-20.0, -20.1]), "5.00 nats less with gs (standard"),
+        (([-21.0, -21.1], [-20.0, -20.1]), ([-25.0, -25.1], [-19.0, -19.1]), "5.00 less with igr-i (standard"),
+        (([-25.0, -25.1], [-19.0, -19.1]), ([-21.0, -21.1], [-20.0, -20.1]), "5.00 less with gs (standard"),
         (([-21.0, -25.0], [-20.0, -22.0]), ([-21.0, -22.0], [-20.0, -20.1]), "too close to tell"),
-        (([-21.0], [-20.0]), ([-25.0], [-19.0]), "5.00 nats less with igr-i, on one seed"),
+        (([-21.0], [-20.0]), ([-25.0], [-19.0]), "5.00 less with igr-i, on one seed"),
         (([math.nan], [-20.0]), ([-25.0], [-19.0]), "a run of igr-i diverged"),
     ],
 )  # fmt: skip

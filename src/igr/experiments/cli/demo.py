@@ -125,29 +125,25 @@ def verdict(first: Group, second: Group) -> str:
 def tolerance(groups: Sequence[Group]) -> str:
     """How far the bound of each family falls over the temperatures, and for which it falls less."""
     temperatures = sorted({g.temperature for g in groups})
-    text = f"Over temperatures from {temperatures[0]:g} to {temperatures[-1]:g} the bound "
     parts: list[str] = []
     falls: dict[str, float] = {}
     ends: list[Group] = []
     for family in dict.fromkeys(g.family for g in groups):
         mine = sorted((g for g in groups if g.family == family), key=lambda g: g.mean("bound"))
         if not all(math.isfinite(g.mean("bound")) for g in mine):
-            return f"{text}cannot be compared: a run of {family} diverged."
+            return f"What a wrong temperature costs cannot be told: a run of {family} diverged."
         worst, best = mine[0], mine[-1]
         ends += worst, best
         falls[family] = best.mean("bound") - worst.mean("bound")
-        parts.append(
-            f"of {family} falls by {falls[family]:.2f} nats, from {best.mean('bound'):.2f} at {best.temperature:g} to "
-            f"{worst.mean('bound'):.2f} at {worst.temperature:g}"
-        )
+        parts.append(f"{family} up to {falls[family]:.2f} nats (at {worst.temperature:g})")
+    text = f"A wrong temperature, from {temperatures[0]:g} to {temperatures[-1]:g}, costs {' and '.join(parts)}: "
     first, second = sorted(falls, key=falls.__getitem__)
     less = falls[second] - falls[first]
     error = standard_error(ends)
-    text += f"{', that '.join(parts)}: "
     if less < 2 * error:
         return f"{text}too close to tell which is the more forgiving."
     seeds = ", on one seed" if math.isnan(error) else f" (standard error {error:.2f})"
-    return f"{text}the wrong temperature costs {less:.2f} nats less with {first}{seeds}."
+    return f"{text}{less:.2f} less with {first}{seeds}."
 
 
 def standard_error(groups: Sequence[Group]) -> float:
