@@ -101,17 +101,62 @@ def write_json(path: Path, value: Any, write: Write = write_atomically) -> None:
     write(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object that a file holds."""
+def read_json(path: Path, shape: Any = {}) -> dict[str, Any]:  # noqa: B006
+    """The JSON object that a file holds.
+
+    Raises:
+        RecordError: if it cannot be read, or has not the form of `shape`; see `misfit`.
+    """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"cannot read {path}: {reason(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is damaged: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise RecordError(f"{path} is damaged: expected a JSON object")
+    if what := misfit(value, shape):
+        raise RecordError(f"{path} is damaged: {what}")
     return value
+
+
+def misfit(value: Any, shape: Any, where: str = "it") -> str | None:
+    """What is wrong with a value read from JSON, if it has not the form of `shape`.
+
+    That is a type (`float` stands for any number), None, a predicate, a tuple of which one must fit, a list of one
+    shape that every item must have, or a dictionary of what must be there.
+
+    >>> misfit({"runs": [{"seed": 1}, {"seed": "x"}]}, {"runs": [{"seed": int}]})
+    "runs[1].seed: 'x' is not int"
+    """
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"{where}: expected an object"
+        prefix = "" if where == "it" else f"{where}."
+        if missing := [name for name in shape if name not in value]:
+            return f"{prefix}{missing[0]} is missing"
+        parts = [(value[name], each, f"{prefix}{name}") for name, each in shape.items()]
+        return next(filter(None, (misfit(*part) for part in parts)), None)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where}: expected a list"
+        parts = [(each, shape[0], f"{where}[{i}]") for i, each in enumerate(value)]
+        return next(filter(None, (misfit(*part) for part in parts)), None)
+    if isinstance(shape, tuple):
+        wrong = [misfit(value, each, where) for each in shape]
+        return None if None in wrong else wrong[0]
+    if shape is None:
+        fits = value is None
+    elif isinstance(shape, type):
+        kinds = (int, float) if shape is float else shape
+        fits = isinstance(value, kinds) and isinstance(value, bool) == (shape is bool)
+    else:
+        fits = shape(value)
+    return None if fits else f"{where}: {value!r:.60} is not {getattr(shape, '__name__', shape)}"
+
+
+def inside(value: Any) -> bool:
+    """Whether a value is a path that leads out of no folder."""
+    path = Path(value) if isinstance(value, str) and "\0" not in value else Path("/")
+    return not path.is_absolute() and path.parts != () and ".." not in path.parts
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], write: Write = write_atomically) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from igr.experiments import data
-from igr.experiments.errors import ConfigError
-from igr.experiments.files import make_folder, remove_temporary, write_csv, write_json
+from igr.experiments.errors import ConfigError, RecordError
+from igr.experiments.files import inside, make_folder, remove_temporary, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
 from igr.experiments.runs.jobs import Steps, locked
-from igr.experiments.runs.records import FORMAT, read_record, versions
+from igr.experiments.runs.records import FORMAT, SCORES, read_record, versions
 from igr.experiments.runs.sweep import Scoring, Sweep, digest, mean_and_spread, run_rows
 from igr.experiments.training.config import SweepConfig
 
@@ -287,7 +287,40 @@ def read_cells(root: Path) -> list[dict[str, Any]]:
     Raises:
         RecordError: if one is damaged or was written by another version.
     """
-    return [read_record(path) for path in sorted((root / "cells").glob("*.json"))]
+    return [read_cell(path) for path in sorted((root / "cells").glob("*.json"))]
+
+
+_SHAPE = {
+    "name": str,
+    "dataset": str,
+    "settings": dict,
+    "scale": {
+        "name": str,
+        "temperatures": [float],
+        "lrs": [float],
+        "epochs": int,
+        "train_images": int,
+        "test_images": int,
+        "samples": int,
+        "stand_in": (str, None),
+    },
+    "curve": bool,
+    "candidates": [{"lr": float, "temperature": float, "held_out_bound": float}],
+    "chosen": {"lr": float, "temperature": float},
+    "sweeps": [inside],
+    "runs": [
+        {"seed": int, "run": inside, **SCORES, "seconds_per_epoch": float, "side_by_side": int}
+    ],
+    "versions": {"igr": str, "torch": str},
+}
+
+
+def read_cell(path: Path) -> dict[str, Any]:
+    """The record of a finished cell."""
+    record = read_record(path, _SHAPE)
+    if record["name"] != path.stem or not record["runs"]:
+        raise RecordError(f"{path} is damaged: it is that of {record['name']!r:.60}")
+    return record
 
 
 def write_tables(root: Path) -> None:

@@ -20,7 +20,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.distributions import Relaxation
-from igr.experiments.files import make_folder, remove_temporary, write_atomically, write_json
+from igr.experiments.errors import RecordError
+from igr.experiments.files import (
+    make_folder,
+    misfit,
+    remove_temporary,
+    write_atomically,
+    write_json,
+)
 from igr.experiments.paper.specs import (
     Approximation,
     ApproximationFigure,
@@ -286,6 +293,10 @@ _REPEATS = 100  # times the draws of the bars, for E[z]
 _NEARLY_HARD = 0.2
 
 
+_STATE = {"num_draws": int, "draws": [float], "probs": [float], "total_variation": float}
+_SHAPE = {"rows": [[{"label": str, "initial": _STATE, "final": _STATE}]]}
+
+
 @dataclass(frozen=True)
 class FigureJob:
     """Fits everything that a figure of approximations shows and records it; a `igr.experiments.runs.jobs.Job`."""
@@ -334,8 +345,14 @@ class FigureJob:
         path = self.path(root)
         if not path.exists():
             return None
-        found = read_record(path)
-        return found if found.get("identity") == self.identity() else None
+        found = read_record(path, {"identity": dict})
+        if found["identity"] != self.identity():
+            return None
+        if what := misfit(found, _SHAPE):
+            raise RecordError(f"{path} is damaged: {what}")
+        if list(map(len, found["rows"])) != list(map(len, self.figure.rows)):
+            raise RecordError(f"{path} is damaged: expected as many fits as the figure shows")
+        return found
 
     def is_done(self, root: Path) -> bool:
         return self.record(root) is not None

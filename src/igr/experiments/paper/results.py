@@ -7,14 +7,13 @@ metrics of the runs that a figure draws, each figure's record, and one table of 
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from igr.experiments.files import make_folder, write_atomically, write_csv
-from igr.experiments.paper.cells import Cell, measured, read_cells, trained_epochs
+from igr.experiments.paper.cells import Cell, measured, read_cell, read_cells, trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.runs.jobs import Job
@@ -96,6 +95,7 @@ def collect(root: Path, into: Path) -> list[Path]:
     files = list(_files(root))
     for file in files:
         _copy(file, root, into)
+    make_folder(into)
     write_csv(into / "cells.csv", [row(e) for e in best_entries(into) if e.record is not None])
     return files
 
@@ -107,8 +107,7 @@ def adopt(jobs: Sequence[Job], root: Path) -> list[str]:
         if not isinstance(job, Cell | FigureJob) or job.is_done(root) or not job.is_done(here):
             continue
         file = job.path(here).relative_to(here)
-        record = json.loads((here / file).read_text())
-        for each in _files_of(record) if isinstance(job, Cell) else [file]:
+        for each in _files_of(read_cell(here / file)) if isinstance(job, Cell) else [file]:
             _copy(each, here, root)
         adopted.append(job.title)
     return adopted
@@ -120,6 +119,6 @@ def discard(jobs: Sequence[Job], root: Path) -> None:
         if not isinstance(job, Cell | FigureJob) or not (path := job.path(root)).exists():
             continue
         if isinstance(job, Cell):
-            for sweep in json.loads(path.read_text())["sweeps"]:
+            for sweep in read_cell(path)["sweeps"]:
                 shutil.rmtree(root / "sweeps" / sweep, ignore_errors=True)
         path.unlink()

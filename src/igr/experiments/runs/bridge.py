@@ -128,7 +128,8 @@ def connect(address: str | None) -> Any:
         except (OSError, ValueError) as error:
             raise _Refused(f"ray-address: nobody answers at {address} ({error})") from None
     try:
-        ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=40)
+        # Without "local", Ray would take any cluster that it finds, running or not.
+        ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level=40)
     except Exception as error:  # ConnectionError, ValueError; RuntimeError where versions differ
         raise _Refused(f"ray-address: {' '.join(str(error).split())}") from None
     return ray

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class Cluster:
     The cluster's machines need this package and the data, and share no folder.
 
     Args:
-        address: of the head, or ``"auto"``; None starts a cluster on this machine.
+        address: of the head, or ``"auto"``; by default what ``$RAY_ADDRESS`` says, else a cluster is started here.
         compute: where and how torch computes.
         datasets: that the machines must have.
         cpus, gpus: for each task; torch uses as many threads as CPUs.
@@ -43,7 +44,8 @@ class Cluster:
     ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ConfigError("engine: ray is not installed: pip install ray")
-        self.address, self.compute = address, compute
+        self.address = address or os.environ.get("RAY_ADDRESS")
+        self.compute = compute
         versions = bridge._versions()
         self.wanted = bridge.Wanted(cpus, gpus, versions, tuple(datasets), compute.device)
         self.slots, self.at_work, self.ready, self.asked = 1, 0, False, False

@@ -62,18 +62,25 @@ FORMAT = 1
 _LOCK = ".lock"
 
 
-def read_record(path: Path) -> dict[str, Any]:
+SCORES = dict.fromkeys(("bound", "released_estimate", "elbo", "kl"), float) | {
+    "samples": int,
+    "images": int,
+}
+"""What every evaluation has, as `igr.experiments.files.misfit` takes it."""
+
+
+def read_record(path: Path, shape: Any = {}) -> dict[str, Any]:  # noqa: B006
     """The JSON object that a file of records holds.
 
     Raises:
-        RecordError: if it is damaged or was written by another version.
+        RecordError: if it is damaged, was written by another version, or has not the form of `shape`.
     """
     record = read_json(path)
     if (found := record.get("format")) != FORMAT:
         raise RecordError(
-            f"{path}: expected records of format {FORMAT}, found {found}: written by another version of igr"
+            f"{path}: expected records of format {FORMAT}, found {found!r:.60}: written by another version of igr"
         )
-    return record
+    return read_json(path, shape)
 
 
 def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any:
@@ -82,7 +89,7 @@ def _read_settings(path: Path, kind: type[RunConfig] | type[SweepConfig]) -> Any
     del settings["format"]
     try:
         return kind.from_dict(settings)
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         raise RecordError(f"{path}: {error}") from error
 
 
@@ -136,13 +143,23 @@ class RunFolder:
         write_csv(self.path / "metrics.csv", rows, self.write)
 
     def metrics(self) -> list[dict[str, float]]:
+        """A row for each epoch, at least one.
+
+        Raises:
+            RecordError: if the file is damaged.
+        """
+        path = self.path / "metrics.csv"
+        content = read_bytes(path)
         try:
-            with (self.path / "metrics.csv").open(newline="") as file:
-                return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        except OSError as error:
+            rows = list(csv.DictReader(content.decode().splitlines(), strict=True))
+            found = [{name: float(value) for name, value in row.items()} for row in rows]
+            if not found or not {"epoch", "elbo", "seconds"} <= found[0].keys():
+                raise ValueError("no row of metrics")
+        except (ValueError, TypeError, csv.Error) as error:
             raise RecordError(
-                f"cannot read {self.path / 'metrics.csv'}: {reason(error)}"
+                f"{path} is damaged ({error}); delete {self.path}, and the run is trained again"
             ) from error
+        return found
 
     @property
     def finished(self) -> bool:
@@ -169,7 +186,7 @@ class RunFolder:
     def evaluation(self, name: str) -> dict[str, Any] | None:
         """The evaluation of that name, if there is one."""
         path = self.path / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        return read_json(path, SCORES) if path.exists() else None
 
 
 class SweepFolder:
@@ -239,8 +256,13 @@ class SweepFolder:
     def side_by_side(self, config: RunConfig) -> int:
         """How many runs that one trained with."""
         path = self.run(config).path / "versions.json"
-        whole = next(len(runs) for runs in stacks(self.config.runs()) if config in runs)
-        return (read_json(path) if path.exists() else {}).get("side_by_side", whole)
+        whole = next((len(r) for r in stacks(self.config.runs()) if config in r), 1)
+        record = {"side_by_side": whole, **(read_json(path) if path.exists() else {})}
+        if (count := record["side_by_side"]) not in range(1, 10**6):
+            raise RecordError(
+                f"{path} is damaged: side_by_side: {count!r:.60} is no number of runs"
+            )
+        return int(count)
 
     def states(self) -> list[tuple[int, Path, list[str]]]:
         """The saved states, those of most epochs first: epoch, file, names of the runs."""
@@ -426,7 +448,11 @@ def open_runs(path: Path) -> list[RunFolder]:
         raise RecordError(f"there is no folder {path}")
     if (path / "runs").is_dir() and (path / "config.json").exists():
         sweep = SweepFolder(path)
-        return [sweep.run(run) for run in sweep.config.runs()]
+        runs = {run: sweep.run(run) for run in sweep.config.runs()}
+        for config, run in runs.items():
+            if run.finished and run.config != config:
+                raise RecordError(f"{run.path / 'config.json'} is that of another run")
+        return list(runs.values())
     if (path / "config.json").exists():
         return [RunFolder(path)]
     raise RecordError(f"{path} holds no runs: expected the folder that `igr vae --out` wrote")

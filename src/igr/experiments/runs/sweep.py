@@ -28,7 +28,7 @@ from igr.experiments import data
 from igr.experiments.errors import ConfigError
 from igr.experiments.files import read_json
 from igr.experiments.runs.jobs import Context, Steps, locked
-from igr.experiments.runs.records import RunFolder, Stack, SweepFolder, read_tensors
+from igr.experiments.runs.records import SCORES, RunFolder, Stack, SweepFolder, read_tensors
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.train import make_model, train_stack
 from igr.experiments.training import evaluation
@@ -289,8 +289,9 @@ class Score:
         images = self.scoring.pick(self.config)
         what = "held-out" if self.scoring.held_out else "test"
         context.note(f"scoring {self.config.name} on {what} images")
-        weights = read_tensors(given or b"", run.path)
-        model = make_model(self.config, weights, run.path, images.shape[-1], context.compute.device)
+        path = run.path / "weights.safetensors"
+        weights = read_tensors(given or b"", path)
+        model = make_model(self.config, weights, path, images.shape[-1], context.compute.device)
 
         def advance(count: int) -> None:
             if context.stop.requested:
@@ -399,6 +400,7 @@ class Sweep:
     def results(self, root: Path) -> list[Result]:
         """What came out, once it is done."""
         folder = self.folder(root)
+        folder.check(self.config)
         results = []
         for config in self.config.runs():
             run = folder.run(config)
@@ -453,7 +455,7 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
                 continue
             scores: dict[str, Any] = {}
             for part, pattern in (("test", "test*.json"), ("held_out", "held-out*.json")):
-                found = [read_json(file) for file in run.path.glob(pattern)]
+                found = [read_json(file, SCORES) for file in run.path.glob(pattern)]
                 best = max(found, key=lambda each: (each["images"], each["samples"]), default={})
                 scores |= {f"{part}_{key}": value for key, value in best.items()}
             result = Result(config, run, {}, run.metrics(), folder.side_by_side(config))

@@ -26,7 +26,8 @@ def load_model(
     folder: RunFolder, num_pixels: int, device: torch.device | str = "cpu"
 ) -> StackedModel:
     """The trained model of a run, a stack of one."""
-    return make_model(folder.config, folder.weights(), folder.path, num_pixels, device)
+    path = folder.path / "weights.safetensors"
+    return make_model(folder.config, folder.weights(), path, num_pixels, device)
 
 
 def make_model(
@@ -38,8 +39,8 @@ def make_model(
 ) -> StackedModel:
     """The model of such a run with these weights, which are from `path`."""
     model = build([config], num_pixels, device=device)
-    expected = {name: value.shape for name, value in model.tensors.items()}
-    if {name: value.shape for name, value in weights.items()} != expected:
+    expected = {name: (value.shape, value.dtype) for name, value in model.tensors.items()}
+    if {name: (value.shape, value.dtype) for name, value in weights.items()} != expected:
         raise RecordError(f"{path}: the weights do not fit the run's configuration and data set")
     weights = {name: value.to(device) for name, value in weights.items()}
     return model.with_tensors(weights, model.temperatures)
@@ -80,9 +81,12 @@ def train_stack(
     stack.create()
     if state is not None:
         try:
-            history = state.pop("metrics")
+            epochs_saved = int(state["epoch"])
+            if state["metrics"].shape != (epochs_saved, *history.shape[1:]):
+                raise ValueError(f"metrics of {epochs_saved} epochs are not there")
+            history = state.pop("metrics").float()
             trainer.load_state(state)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise RecordError(
                 f"{stack.path} is damaged ({error}); delete it to start again"
             ) from error

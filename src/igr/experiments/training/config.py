@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.models import families, likelihoods
@@ -130,7 +130,22 @@ class _Shared:
         fixed: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()
         }
+        hints = get_type_hints(cls)
+        for name, value in fixed.items():
+            if not _is(value, hints[name]):
+                kind = getattr(hints[name], "__name__", hints[name])
+                raise ConfigError(f"{name}: expected {kind}, got {value!r:.60}")
         return cls(**fixed)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number is a number too."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is(each, get_args(hint)[0]) for each in value)
+    if get_args(hint):
+        return any(_is(value, each) for each in get_args(hint))
+    kinds = (int, float) if hint is float else hint
+    return isinstance(value, kinds) and isinstance(value, bool) == (hint is bool)
 
 
 @dataclass(frozen=True)

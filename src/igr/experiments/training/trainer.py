@@ -297,9 +297,11 @@ class StackTrainer:
         tensors = self._tensors()
         for name, value in tensors.items():
             for key in ("parameter", *moments) if epoch and value.requires_grad else ("parameter",):
-                if (came := state[f"{key}.{name}"].shape) != value.shape:
+                came = state[f"{key}.{name}"]
+                if (came.shape, came.dtype) != (value.shape, value.dtype):
                     raise ValueError(
-                        f"{key}.{name}: expected {tuple(value.shape)}, got {tuple(came)}"
+                        f"{key}.{name}: expected {value.dtype} {tuple(value.shape)},"
+                        f" got {came.dtype} {tuple(came.shape)}"
                     )
         self.epoch = epoch
         for name, value in tensors.items():
