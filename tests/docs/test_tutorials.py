@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent.parent.parent / "examples" / "tutorials"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -23,11 +24,15 @@ def record(name: str) -> dict[str, list[dict[str, float]]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_runs_and_records_what_was_recorded(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn")
+def test_runs_and_records_what_was_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in {"sklearn", *re.findall(r"^import (pyro|zuko)$", script(name), re.MULTILINE)}:
+        pytest.importorskip(needed)
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("agg")
     plt.close("all")
+    # zuko turns validation off as it is imported.
+    validate = torch.distributions.Distribution._validate_args
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validate)
     text, count = re.subn(r"num_steps: int = \d+", "num_steps: int = 5", script(name))
     assert count
     state: dict[str, Any] = {"__name__": name}
