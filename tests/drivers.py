@@ -103,6 +103,10 @@ DISTRIBUTIONS: dict[str, Operation] = {
 DISTRIBUTIONS["SoftmaxIGR: kl_divergence"] = lambda x, t: kl_divergence(
     igr.SoftmaxIGR(x, _scale(x), t), igr.SoftmaxIGR(torch.zeros_like(x), torch.ones_like(x), 0.7)
 )
+for _family in (igr.SoftmaxIGR, igr.SharpStickBreakingIGR):
+    DISTRIBUTIONS[f"{_family.__name__}: from_logits"] = lambda x, t, f=_family: (
+        f.from_logits(x, t).loc
+    )
 OPERATIONS = FUNCTIONS | DISTRIBUTIONS
 
 # Drivers

@@ -323,6 +323,7 @@ def test_probs_and_mode_are_those_of_the_recovered_distribution(case: Case) -> N
     assert mode.dtype == q.rsample().dtype
     torch.manual_seed(0)
     assert torch.equal(q.deterministic_sample, mode)
+    assert torch.equal(q.discrete().deterministic_sample, mode)
     torch.manual_seed(0)
     assert torch.equal(igr.nn.Sample().eval()(q), mode)
 

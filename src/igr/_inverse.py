@@ -144,9 +144,13 @@ def _log_probs(loc: Tensor, scale: Tensor, allowed: Tensor, sticks: bool) -> Ten
 def _jacobian(loc: Tensor, scale: Tensor, allowed: Tensor, sticks: bool, probs: Tensor) -> Tensor:
     """Derivatives of the probabilities but the last, made invertible: only what matters is not the identity."""
     if sticks:
-        found, pull_back, *_ = torch.func.vjp(
-            lambda x: _log_probs(x, scale, allowed, sticks).exp()[..., :-1], loc
-        )
+
+        def probabilities(loc: Tensor) -> Tensor:
+            # all at once: torch.func takes nothing that is computed again, compiled or not
+            log_probs = leader_log_probs(loc, scale, allowed=allowed, max_elements=2**62)
+            return log_probs.exp()[..., :-1]
+
+        found, pull_back, *_ = torch.func.vjp(probabilities, loc)
         rows = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
         columns = [pull_back(row.expand(found.shape))[0] for row in rows]
         jacobian = torch.stack(columns, -2).detach()

@@ -101,6 +101,11 @@ class RecoveredCategorical(OneHotCategorical, PyroSite):
         if _checks.values_can_be_read(value):
             super()._validate_sample(value)
 
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """`mode`, under the name that TorchRL and tensordict ask for."""
+        return self.mode
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RecoveredCategorical:
         new = self._get_checked_instance(RecoveredCategorical, _instance)
         error = self.standard_error

@@ -22,7 +22,9 @@ from enumeration import (
     replicate,
 )
 from torch import Tensor, nn
+from torch import distributions as td
 
+import igr
 from igr import GumbelSoftmax, Planar, PlanarIGR, SharpStickBreakingIGR, SoftmaxIGR
 from igr import estimators as E
 from igr.estimators import (
@@ -505,6 +507,63 @@ def test_what_cannot_work_is_refused_in_one_line(name: str) -> None:
             estimator(q, lambda z: z[..., 0].sum(-1))
         assert "\n" not in str(error.value)
         assert said in str(error.value)
+
+
+LOC, ONE = torch.zeros(4, 1, 1), torch.ones(4, 1, 1)
+EXACT = {
+    "softmax": lambda: SoftmaxIGR(LOC, ONE, 0.5),
+    "masked": lambda: SoftmaxIGR(LOC, ONE, 0.5, allowed=torch.tensor([True, True])),
+    "gumbel": lambda: GumbelSoftmax(0.5, logits=torch.zeros(4, 1, 2)),
+}
+STICKS = {
+    "sticks": lambda: igr.StickBreakingIGR(LOC, ONE, 0.5),
+    "sharp sticks": lambda: SharpStickBreakingIGR(LOC, ONE, 0.5),
+}
+MAPS = {
+    "map": lambda: igr.IGR(LOC, ONE, igr.SoftmaxPlusPlus(0.5)),
+    "flow": lambda: PlanarIGR(LOC, ONE, 0.5, Planar(ONE[0, 0], ONE[0, 0], torch.tensor(0.0))),
+}
+OTHER_NOISE = {
+    "laplace": lambda: igr.IGR.from_base(
+        td.Independent(td.Laplace(LOC, ONE), 1), igr.SoftmaxPlusPlus(0.5)
+    ),
+}
+CATEGORIES = {
+    "categorical": lambda: td.OneHotCategorical(logits=torch.zeros(4, 1, 2)),
+    "recovered": lambda: SoftmaxIGR(LOC, ONE, 0.5).discrete(),
+}
+OTHERS = {
+    "indices": lambda: td.Categorical(logits=torch.zeros(4, 1, 2)),
+    "torch's": lambda: td.RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(4, 1, 2)),
+    "dirichlet": lambda: td.Dirichlet(torch.ones(4, 1, 2)),
+    "normal": lambda: td.Normal(LOC, ONE),
+    "nothing": lambda: None,
+}
+ALL = EXACT | STICKS | MAPS | OTHER_NOISE | CATEGORIES | OTHERS
+TAKES = {
+    E.Needs.SAMPLES: EXACT | STICKS | MAPS | OTHER_NOISE,
+    E.Needs.DENSITY: EXACT | STICKS | MAPS,
+    E.Needs.COUPLING: EXACT,
+    E.Needs.PROBABILITIES: EXACT | STICKS | CATEGORIES,
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("name", PAGE)
+def test_each_works_where_it_says_and_is_refused_in_one_line_elsewhere(
+    name: str, kind: str
+) -> None:
+    estimator, q = PAGE[name], ALL[kind]()
+
+    def call() -> Tensor:
+        return estimator(q, lambda z: z[..., 0].sum(-1))
+
+    if kind in TAKES[estimator.needs]:
+        assert call().shape == (4,)
+        return
+    with pytest.raises(ValueError, match=r"^q: ") as error:
+        call()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", PAGE)

@@ -127,8 +127,9 @@ class Estimator(nn.Module):
     def _law(self, q: Distribution) -> Any:
         """What `needs` names, or an error."""
         name, limit = type(self).__name__, self.max_categories
-        if limit is not None and q.event_shape and q.event_shape[-1] > limit:
-            raise ValueError(f"q: {name} is for {limit} categories, got {q.event_shape[-1]}")
+        size = (*getattr(q, "event_shape", ()), 0)[0]
+        if limit is not None and size > limit:
+            raise ValueError(f"q: {name} is for {limit} categories, got {size}")
         if self.needs is Needs.COUPLING:
             return coupling(q)
         if self.needs is Needs.PROBABILITIES:
