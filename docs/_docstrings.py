@@ -20,11 +20,16 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonConsoleLexer
 
 
+def _mathml(formula: str, display: str = "inline") -> Element:
+    """A formula as browsers draw it; for blackboard letters and set difference those want the characters."""
+    formula = re.sub(r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}", " ".join(formula.split()))
+    return convert_to_element(formula.replace(r"\setminus", "∖"), display=display)
+
+
 class _Inline(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[Element, int, int]:  # noqa: N802
-        formula = " ".join(m.group(1).split())
-        element = convert_to_element(formula)
-        if len(formula) > 60:  # may be wider than a phone
+        element = _mathml(m.group(1))
+        if len(m.group(1)) > 60:  # may be wider than a phone
             wrapper = Element("span", {"class": "formula"})
             wrapper.append(element)
             element = wrapper
@@ -41,7 +46,7 @@ class _Block(BlockProcessor):
         lines = self.START.sub("", blocks.pop(0)).splitlines()
         formula = [lines[0], *(line for line in lines[1:] if line.startswith(" "))]
         rest = lines[len(formula) :]
-        parent.append(convert_to_element(" ".join(" ".join(formula).split()), display="block"))
+        parent.append(_mathml(" ".join(formula), "block"))
         if rest:
             blocks.insert(0, "\n".join(rest))
 

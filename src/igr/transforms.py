@@ -2,7 +2,7 @@ r"""Invertible maps from R^(K-1) to the K-simplex as thin classes over `igr.func
 
 Inside a composition, maps stay on K-1 coordinates (R^(K-1), or the open corner); the last one closes to K. Each class
 works in *stable form*: a point of R^(K-1) is itself, a point of the corner or of the simplex is carried as the
-logarithms of all its K weights. The paper's forms are compositions::
+logarithms of all its K weights. The paper's forms are compositions:
 
     Compose([SoftmaxPlusPlus(t)])                              (15), IGR-I
     Compose([StickBreaking(), SoftmaxPlusPlus(t)])             (18), IGR-SB
