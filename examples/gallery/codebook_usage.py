@@ -19,7 +19,7 @@ for axes, weight in zip(panels, (0.0, 1.0), strict=True):
     head = igr.nn.SoftmaxIGRHead(2, num_categories=16, temperature=0.5)
     codebook = igr.nn.Codebook(None, 16, dim=2)
     optimizer = torch.optim.Adam([*head.parameters(), *codebook.parameters()], lr=0.05)
-    for _ in range(100):
+    for _ in range(60):
         q = head(points)
         loss = (codebook(q.straight_through()) - points).square().sum(-1).mean()
         optimizer.zero_grad()
