@@ -30,20 +30,23 @@ def measure(name: str, num_seeds: int = 5) -> Record:
 
 def table(record: Record) -> str:
     """Mean, and the range over seeds, as the lines of a comment."""
-    columns = list(dict.fromkeys(key for runs in record.values() for key in runs[0]))
+    columns: dict[str, list[float]] = {}
+    for runs in record.values():
+        for key in runs[0]:
+            columns.setdefault(key, []).extend(run[key] for run in runs)
+    digits = {key: 3 if max(map(abs, values)) < 2 else 1 for key, values in columns.items()}
     lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for row, runs in record.items():
-        cells = [_cell([run[key] for run in runs]) if key in runs[0] else "" for key in columns]
+        cells = [_cell([run[key] for run in runs if key in run], digits[key]) for key in columns]
         lines.append("| " + " | ".join([row, *cells]) + " |")
     return "".join(f"# {line}\n" for line in lines)
 
 
-def _cell(values: list[float]) -> str:
-    mean, low, high = sum(values) / len(values), min(values), max(values)
-    digits = 3 if max(abs(low), abs(high)) < 2 else 1
-    if low == high:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    mean, *ends = (f"{x:.{digits}f}" for x in (sum(values) / len(values), min(values), max(values)))
+    return mean if ends[0] == ends[1] else f"{mean} ({ends[0]} to {ends[1]})"
 
 
 def main() -> None:

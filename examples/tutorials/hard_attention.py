@@ -84,7 +84,7 @@ def score(model: Glimpse) -> dict[str, float]:
 families = {"Gumbel-Softmax": igr.nn.GumbelSoftmaxHead, "IGR": igr.nn.SoftmaxIGRHead}
 models = {name: train(make, seed=0) for name, make in families.items()}
 for name, model in models.items():
-    print(name, score(model))
+    print(name, {what: round(value, 3) for what, value in score(model).items()})
 
 # %%
 # Eight canvases that were not seen, and the window that each network looks at:

@@ -85,7 +85,7 @@ torch.manual_seed(0)
 policies = families()
 rewards = {name: train(policy) for name, policy in policies.items()}
 for name, policy in policies.items():
-    print(name, score(policy))
+    print(name, {what: round(value, 3) for what, value in score(policy).items()})
 
 # %%
 # Right answers in training, over windows of ten steps; one in five is what guessing gives.
@@ -96,6 +96,7 @@ for colour, (name, values) in zip(("C1", "C0"), rewards.items(), strict=True):
 axes.axhline(0.2, color="gray", linestyle=":", label="guessing")
 axes.set_xlabel("step")
 axes.set_ylabel("right answers")
+axes.set_ylim(0, 1)
 axes.legend()
 figure.tight_layout()
 

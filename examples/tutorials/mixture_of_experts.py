@@ -89,11 +89,11 @@ families = {
 }
 models = {name: train(make, seed=0) for name, make in families.items()}
 for name, model in models.items():
-    print(name, score(model))
+    print(name, {what: round(value, 3) for what, value in score(model).items()})
 
 # %%
 # Which expert gets which digits, of images that were not seen:
-figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True, layout="constrained")
 for panel, (name, model) in zip(axes, models.items(), strict=True):
     with torch.no_grad():
         gates = model(x_test)[1].mode

@@ -98,7 +98,7 @@ def score(posterior: nn.Module, means: Tensor) -> dict[str, float]:
 families = {"Gumbel-Softmax": Gumbels, "IGR": Sticks}
 fitted = {name: train(make, seed=0) for name, make in families.items()}
 for name, result in fitted.items():
-    print(name, score(*result))
+    print(name, {what: round(value, 3) for what, value in score(*result).items()})
 
 # %%
 # Wines by their most probable component, and the mean of each component that has five or more:

@@ -108,7 +108,7 @@ def score(family: str, guide: AutoNormal) -> dict[str, float]:
 # ## What came out
 guides = {name: train(name, seed=0) for name in families}
 for name, guide in guides.items():
-    print(name, score(name, guide))
+    print(name, {what: round(value, 3) for what, value in score(name, guide).items()})
 
 # %%
 # Twenty draws of the line under each guide, and patients by how probable IGR has it that they are outliers:
