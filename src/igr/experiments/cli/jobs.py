@@ -42,6 +42,8 @@ class Where:
         check_choice("engine", self.engine, engines.ENGINES)
         check_count("workers", self.workers, least=0)
         check_positive("cpus-per-task", self.cpus)
+        if self.gpus:
+            check_positive("gpus-per-task", self.gpus)
         missing = [job for job in jobs if not job.is_done(root)]
         datasets = sorted({name for job in missing for name in job.datasets})
         for name in datasets:

@@ -161,7 +161,7 @@ class _Bridge:
         self.names: dict[str, str] = {}
         self.answered = self.ran = time.monotonic()
         self.next_look = 0.0
-        self.said = False
+        self.said, self.memory = False, 0
         this = __import__(__name__, fromlist=["_"])
         ray.cloudpickle.register_pickle_by_value(this)
         self.remote = ray.remote(
@@ -223,6 +223,7 @@ class _Bridge:
         return self.names.get(node, node[:6])
 
     def submit(self, key: int, payload: bytes, memory: int) -> None:
+        self.memory = max(self.memory, memory)
         resources = {"num_cpus": self.wanted.cpus, "num_gpus": self.wanted.gpus, "memory": memory}
         self.streams[self.remote.options(**resources).remote(payload)] = key
 
@@ -282,14 +283,15 @@ class _Bridge:
         if now - self.ran > _WAIT and not self.said:
             self.said = True
             free = self.ray.available_resources()
-            kinds = {"CPU": self.wanted.cpus, "GPU": self.wanted.gpus}
-            wanted = " and ".join(f"{count:g} {kind}" for kind, count in kinds.items() if count)
-            has = " and ".join(f"{free.get(kind, 0):g}" for kind, count in kinds.items() if count)
+            wanted = {"CPU": self.wanted.cpus, "GPU": self.wanted.gpus, "GB": self.memory / 1e9}
+            has = {**free, "GB": free.get("memory", 0) / 1e9}
+            asked = ", ".join(f"{count:.3g} {kind}" for kind, count in wanted.items() if count)
+            there = ", ".join(f"{has.get(k, 0):.3g} {k}" for k, count in wanted.items() if count)
             alive = sum(node["Alive"] for node in nodes)
             self.pipe.send(
                 (
                     "say",
-                    f"waiting for {wanted} to be free: the cluster's {alive} machines have {has}",
+                    f"waiting for {asked} to be free on one of {alive} machines; all have {there}",
                 )
             )
 
