@@ -57,6 +57,41 @@ def numbers(entries: Sequence[Entry]) -> str:
     return _table([*head, "temperature, learning rate", "seeds"], rows)
 
 
+def gaps(entries: Sequence[Entry]) -> str:
+    """How far each model is ahead of Gumbel-Softmax, by each number."""
+    by_name = {entry.row.name: entry for entry in entries if entry.record is not None}
+    base, rows = by_name["gs"], []
+    for name, entry in by_name.items():
+        if name == "gs" or "+" in name:
+            continue
+        row = [entry.row.label]
+        for key in ("bound", "released_estimate"):
+            (ours, spread), (theirs, other) = entry.numbers(key), base.numbers(key)
+            row.append(f"{ours - theirs:+.2f} ± {math.hypot(spread, other):.2f}")
+        paper = entry.paper and base.paper
+        row.append(f"{entry.paper[0] - base.paper[0]:+.2f}" if paper else "none")
+        rows.append(row)
+    return _table(["model less GS", "bound", "released estimate", "the paper"], rows)
+
+
+NEAR = 5.0  # nats
+
+
+def forgiving(entries: Sequence[Entry]) -> str:
+    """What a temperature that is not the best one costs each model, all after the same epochs."""
+    records = {e.row.label: e.record for e in entries if e.record and "+" not in e.row.name}
+    common = min(figures.bounds_by_temperature(record)[0] for record in records.values())
+    rows = []
+    for label, record in records.items():
+        _, bounds = figures.bounds_by_temperature(record, common)
+        best = max(bounds, key=lambda t: bounds[t])
+        near = [t for t in bounds if bounds[t] > bounds[best] - NEAR]
+        lost = bounds[best] - min(bounds.values())
+        rows.append([label, f"{best:g}", f"{min(near):g} to {max(near):g}", f"{lost:.1f}"])
+    head = ["model", "best temperature", f"within {NEAR:g} nats of it", "worst of all loses, nats"]
+    return f"After {common} epochs:\n\n{_table(head, rows)}"
+
+
 def missing(groups: Sequence[Sequence[Entry]]) -> str:
     """What has not been run, by table and data set, and how long that takes on one core."""
     rows = []
@@ -171,6 +206,8 @@ def blocks() -> dict[str, dict[str, str]]:
     }
     done = [(e, e.record) for e in entries if e.record is not None]
     page = {name: numbers(group) for name, group in groups.items() if any(e.record for e in group)}
+    page["gaps"] = gaps(groups["table1 mnist"])
+    page["forgiving"] = forgiving(groups["table1 mnist"])
     page["halving"] = halving(done)
     page["learning rates"] = by_lr(groups["table1 mnist"])
     page["missing"] = missing(list(groups.values()))

@@ -122,6 +122,11 @@ def test_bounds_by_temperature_are_those_of_the_last_rung_that_all_reached():
         ],
     }
     assert bounds_by_temperature(record) == (10, {0.1: -100.1, 0.5: -100.2})
+    longer = [*record["candidates"], *(candidate(1e-3, t, 100, -90.0) for t in (0.1, 0.5))]
+    both = {**record, "candidates": longer}
+    assert bounds_by_temperature(both) == (100, {0.1: -90.0, 0.5: -90.0})
+    assert bounds_by_temperature(both, 30) == bounds_by_temperature(record)
+    assert bounds_by_temperature(both, 5) == bounds_by_temperature(record)
     for each in record["candidates"]:
         del each["epochs"]  # as records were before there were rungs
     assert bounds_by_temperature(record) == (100, {0.1: -90.0, 0.5: -100.2})

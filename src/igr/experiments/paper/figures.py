@@ -555,9 +555,11 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
 
 
 def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
-    """Held-out bound against temperature; whether any row has more than one temperature."""
+    """Held-out bound against temperature, after the same epochs; whether any row has more than one temperature."""
+    reached = [bounds_by_temperature(record) for record in rows.values()]
+    common = min((epochs for epochs, bounds in reached if len(bounds) > 1), default=0)
     for i, (label, record) in enumerate(rows.items()):
-        epochs, bounds = bounds_by_temperature(record)
+        epochs, bounds = bounds_by_temperature(record, common)
         if len(bounds) < 2:
             continue
         label = f"{label} ({epochs} epoch{'s' * (epochs > 1)})"
@@ -570,13 +572,19 @@ def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: 
     return bool(axes.lines)
 
 
-def bounds_by_temperature(record: Mapping[str, Any]) -> tuple[int, dict[float, float]]:
-    """The epochs that all of a cell's temperatures were trained for, and each one's bound at its best learning rate."""
+def bounds_by_temperature(
+    record: Mapping[str, Any], at_most: float = math.inf
+) -> tuple[int, dict[float, float]]:
+    """The epochs that all of a cell's temperatures were trained for, and each one's bound at its best learning rate.
+
+    Of several such numbers of epochs it is the largest up to `at_most`, or the smallest where all are larger.
+    """
     found: dict[int, dict[float, float]] = {}
     for each in record["candidates"]:
         rung = found.setdefault(each.get("epochs", record["scale"]["epochs"]), {})
         best = rung.get(each["temperature"], -math.inf)
         rung[each["temperature"]] = max(best, each["held_out_bound"])
     most = max(map(len, found.values()), default=0)
-    epochs = max((epochs for epochs, rung in found.items() if len(rung) == most), default=0)
+    whole = [epochs for epochs, rung in found.items() if len(rung) == most]
+    epochs = max((e for e in whole if e <= at_most), default=min(whole, default=0))
     return epochs, dict(sorted(found.get(epochs, {}).items()))
