@@ -220,7 +220,32 @@ class Relax(_ControlVariate):
         return learned + self._evaluate(f, z, q) if self.with_loss else learned
 
 
-class DoubleControlVariate(Estimator):
+class _SlopesOfOthers(Estimator):
+    """For several samples, each with a control variate made of f's values and slopes at the others."""
+
+    needs = Needs.PROBABILITIES
+    f_is = Differentiable.VERTICES
+    min_samples = 2
+
+    def _estimate(
+        self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
+    ) -> Tensor:
+        refuse_transforms(type(self).__name__, law.logits)
+        onehot = noise.onehot(law.logits, self.num_samples)
+        if not torch.is_grad_enabled():
+            return self._evaluate(f, onehot, q).mean(0)
+        onehot.requires_grad_()
+        values = self._evaluate(f, onehot, q)
+        return self._combine(law, values, _slope(values, onehot), onehot.detach())
+
+    @abstractmethod
+    def _combine(
+        self, law: OneHotCategorical, values: Tensor, slope: Tensor, onehot: Tensor
+    ) -> Tensor:
+        """The loss, of f's values ``(S, *elements)`` and slopes at one-hot samples ``(S, *batch, K)``."""
+
+
+class DoubleControlVariate(_SlopesOfOthers):
     r"""`Reinforce` with two control variates: f's slope at the other samples, and the mean of what that leaves.
 
     .. math:: \frac 1 S \sum_i \Big( r_i - \frac{1}{S - 1} \sum_{j \ne i} r_j \Big) \nabla_\theta \log q_\theta(b_i)
@@ -254,10 +279,6 @@ class DoubleControlVariate(Estimator):
         (torch.Size([8, 4, 2]), torch.Size([]))
     """
 
-    needs = Needs.PROBABILITIES
-    f_is = Differentiable.VERTICES
-    min_samples = 2
-
     weight: nn.Parameter
 
     def __init__(
@@ -266,19 +287,12 @@ class DoubleControlVariate(Estimator):
         super().__init__(num_samples, sample_axis=sample_axis)
         self._learn("weight", weight)
 
-    def _estimate(
-        self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
+    def _combine(
+        self, law: OneHotCategorical, values: Tensor, slope: Tensor, onehot: Tensor
     ) -> Tensor:
-        refuse_transforms(type(self).__name__, law.logits)
-        onehot = noise.onehot(law.logits, self.num_samples)
-        if not torch.is_grad_enabled():
-            return self._evaluate(f, onehot, q).mean(0)
-        onehot.requires_grad_()
-        values = self._evaluate(f, onehot, q)
         dims = values.dim()
         probs = torch.softmax(law.logits, -1)
-        slope, p = _slope(values, onehot), probs.detach()
-        onehot = onehot.detach()
+        p = probs.detach()
         with torch.no_grad():
             linear = sum_variables((mean_of_others(slope) * (onehot - p)).sum(-1), dims)
             plain, linear = (r - mean_of_others(r) for r in (values.detach().to(p.dtype), linear))
@@ -298,7 +312,7 @@ class DoubleControlVariate(Estimator):
         return Attach.apply(loss, 0, self.weight, *torch.autograd.grad(square, self.weight))
 
 
-class Rodeo(Estimator):
+class Rodeo(_SlopesOfOthers):
     r"""RODEO: `Reinforce` with learned functions of the other samples, made control variates by a Stein operator.
 
     .. math:: \frac 1 S \sum_i \Big( f(b_i) - \frac{1}{S - 1} \sum_{j \ne i} \big(f(b_j) + A h_j(b_j)\big) \Big)
@@ -333,10 +347,6 @@ class Rodeo(Estimator):
         torch.Size([8, 4, 2])
     """
 
-    needs = Needs.PROBABILITIES
-    f_is = Differentiable.VERTICES
-    min_samples = 2
-
     def __init__(
         self,
         num_samples: int = 2,
@@ -351,17 +361,10 @@ class Rodeo(Estimator):
             ControlNetwork((2,), hidden, stack=stack, factor=0.0) for _ in range(2)
         )
 
-    def _estimate(
-        self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
+    def _combine(
+        self, law: OneHotCategorical, values: Tensor, slope: Tensor, onehot: Tensor
     ) -> Tensor:
-        refuse_transforms(type(self).__name__, law.logits)
-        onehot = noise.onehot(law.logits, self.num_samples)
-        if not torch.is_grad_enabled():
-            return self._evaluate(f, onehot, q).mean(0)
-        onehot.requires_grad_()
-        values = self._evaluate(f, onehot, q)
         dims = values.dim()
-        slope, onehot = _slope(values, onehot), onehot.detach()
         logits = law.logits.detach()
         p, plain = torch.softmax(logits, -1), values.detach().to(logits.dtype)
         own = onehot - p
