@@ -13,7 +13,7 @@ import igr
 from cases import Case, over
 from igr import _inverse
 from igr._inverse import loc_of
-from igr.discrete import argmax_jacobian, argmax_log_probs
+from igr.discrete import argmax_linearized, argmax_log_probs
 
 D = torch.float64
 EXACT = [igr.SoftmaxIGR, igr.SharpStickBreakingIGR]
@@ -32,13 +32,10 @@ def some_probs(
     return p / p.sum(-1, keepdim=True)
 
 
-@pytest.mark.parametrize(
-    "num_categories", [2, 3, 10, 100, pytest.param(1000, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("num_categories", [2, 3, 10, 100, 1000])
 @pytest.mark.parametrize("scale", [1.0, "different"])
 def test_softmax_round_trip(num_categories: int, scale: Any) -> None:
     p = some_probs(num_categories)
-    p = p[:1] if num_categories > 100 else p
     if scale == "different":
         g = torch.Generator().manual_seed(1)
         scale = torch.randn(num_categories - 1, generator=g, dtype=D).exp().clamp(0.1, 10.0)
@@ -66,6 +63,41 @@ def test_by_an_independent_count(family: Any) -> None:
     n = 40_000
     found = q.hard(q.sample((n,))).mean(0)
     assert ((found - p).abs() < 4.5 * (p * (1 - p) / n).sqrt()).all()
+
+
+@pytest.mark.parametrize(("spread", "ratio"), [(1.0, 50.0), (10.0, 10.0), (30.0, 1.0)])
+@pytest.mark.parametrize("num_categories", [3, 30, 300])
+def test_softmax_of_any_logits(num_categories: int, spread: float, ratio: float) -> None:
+    """Probabilities down to e^-100, scales that differ, more rows than are solved at once."""
+    g = torch.Generator().manual_seed(2)
+    logits = spread * torch.randn(20, num_categories, generator=g, dtype=D)
+    logits[0, 0] = logits[1, -1] = -torch.inf
+    logits[2, -1], logits[3, -1], logits[4, 0] = -60.0, 200.0, 200.0
+    scale = ratio ** torch.rand(num_categories - 1, generator=g, dtype=D)
+    logits.requires_grad_()
+    q = igr.SoftmaxIGR.from_logits(logits, 0.5, scale)
+    assert (q.discrete().probs - logits.softmax(-1)).abs().max() < 1e-9
+    weights = torch.randn(q.loc.shape, generator=g, dtype=D)
+    (found,) = torch.autograd.grad((weights * q.loc).sum(), logits)
+    # A logit moves loc by a few scales, however improbable its category.
+    assert found.abs().max() < 5 * ratio
+    for i in (0, 5, 19) if spread == 1.0 else ():
+        row = igr.SoftmaxIGR.from_logits(logits[i], 0.5, scale)
+        (expected,) = torch.autograd.grad((weights[i] * row.loc).sum(), logits)
+        assert torch.allclose(found[i], expected[i], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_of_many_categories() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, weights = torch.randn(2, 2, 200, generator=g, dtype=D)
+    scale = torch.rand(2, 199, generator=g, dtype=D) + 0.5
+
+    def f(logits: Tensor, scale: Tensor) -> Tensor:
+        return (igr.SoftmaxIGR.from_logits(logits, 0.5, scale).loc * weights[:, 1:]).sum()
+
+    assert torch.autograd.gradcheck(
+        f, (logits.requires_grad_(), scale.requires_grad_()), fast_mode=True
+    )
 
 
 @both
@@ -96,16 +128,32 @@ def test_second_derivatives_are_refused() -> None:
         torch.autograd.grad(first.sum(), logits)
 
 
+@pytest.mark.parametrize("num_categories", [2, 5, 150])  # the last of more than there are nodes
 @pytest.mark.parametrize("last", [True, False])
-def test_jacobian_is_that_of_the_probabilities(last: bool) -> None:
+def test_linear_systems_are_those_of_the_derivatives(last: bool, num_categories: int) -> None:
     g = torch.Generator().manual_seed(3)
-    loc = torch.randn(4, generator=g, dtype=D)
-    scale = torch.randn(4, generator=g, dtype=D).exp()
-    allowed = torch.tensor([True, False, True, True, last])
-    expected = torch.func.jacrev(lambda m: argmax_log_probs(m, scale, allowed=allowed).exp()[:-1])(
+    loc = torch.randn(num_categories - 1, generator=g, dtype=D) - 2
+    scale = torch.rand(num_categories - 1, generator=g, dtype=D) + 1
+    allowed = torch.rand(num_categories, generator=g) < 0.9
+    allowed[0], allowed[-1] = True, last
+    at = argmax_linearized(loc[None], scale[None], allowed[None])
+    expected = torch.func.jacrev(lambda m: argmax_log_probs(m, scale, allowed=allowed).softmax(-1))(
         loc
     )
-    assert torch.allclose(argmax_jacobian(loc, scale, allowed), expected, atol=1e-9)
+    dense = -at.factors[0] @ at.factors[0].T
+    dense.diagonal().add_(at.diagonal[0])
+    active = allowed[:-1]
+    assert torch.allclose(dense[active][:, active], expected[:-1][active][:, active], atol=1e-9)
+    assert torch.allclose(-at.last[0], expected[-1], atol=1e-9)
+
+    newton = _inverse._Newton.of(at, allowed[None])
+    change = torch.randn(num_categories, generator=g, dtype=D)
+    change = at.probs[0] * (change - (at.probs[0] * change).sum())  # which sums to 0
+    step = newton.step(change[None])[0]
+    assert torch.allclose(expected @ step, change, rtol=1e-6, atol=1e-12)
+    assert last or step[active].sum().abs() < 1e-9
+    grad = torch.randn(num_categories - 1, generator=g, dtype=D) * active
+    assert torch.allclose(newton.adjoint(grad[None])[0] @ change, grad @ step)
 
 
 @both

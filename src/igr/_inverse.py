@@ -1,9 +1,10 @@
 r"""Locations at which a relaxation stands for given probabilities: what recovers them, inverted.
 
-For the softmax++, P is the gradient of the convex function :math:`E \max(y, 0)` of loc, and its Jacobian an M-matrix
-that Proposition 2's nodes yield as well: Newton's method, on the normal quantiles of the probabilities, arrives from
-anywhere in some ten steps. For a broken stick, whose Jacobian would cost K times the probabilities, the quantiles of
-the hazards are iterated with Anderson's acceleration. Gradients come from the implicit function theorem.
+For the softmax++, P is the gradient of the convex function :math:`E \max(y, 0)` of loc, and its Jacobian is diagonal
+but for a matrix of as low a rank as Proposition 2 has nodes (`igr.discrete.Linearized`): Newton's method, on the normal
+quantiles of the probabilities, takes some five steps, of O(K) each. For a broken stick, whose Jacobian would cost K
+times the probabilities, the quantiles of the hazards are iterated with Anderson's acceleration. Gradients come from the
+implicit function theorem.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from igr import _checks, functional
+from igr import functional
 from igr.conditional import _first_order
-from igr.discrete import NODES, argmax_jacobian, argmax_log_probs
+from igr.discrete import (
+    NODES,
+    Linearized,
+    argmax_linearized,
+    argmax_log_probs,
+    log_normal_cdf,
+)
 from igr.stick_breaking import leader_log_probs
 
 __all__ = [
@@ -34,8 +41,9 @@ __all__ = [
 
 _LOST = 1e-8  # recovered probabilities of broken sticks are told from 0 above this
 _SOLVED = 1e-12  # total variation distance at which a solver stops
-_STEPS = 30  # of Newton's method: probabilities of 1e-6 among a thousand take 26
-_MAX_ELEMENTS = 2**22
+_STEPS = 30  # of Newton's method, which takes three to eight where no probability is below 1e-12
+_IN_CACHE, _MAX_ELEMENTS = 2**18, 2**22  # numbers that are at work at once, on a CPU and elsewhere
+_TINY = 1e-290
 
 
 class OutOfReachWarning(UserWarning):
@@ -54,15 +62,18 @@ def loc_of(probs: Tensor, scale: Tensor, sticks: bool) -> tuple[Tensor, Tensor]:
         ``(*batch, K-1)``, 0 where it does not matter; and ``(*batch,)``.
     """
     loc, left = _solve(probs.detach(), scale.detach(), sticks)
-    differentiated = functional.is_differentiated
-    if differentiated(probs) or differentiated(scale):
-        allowed = probs > 0
-        log_probs = _log_probs(loc, scale, allowed, sticks)
-        active = _active(allowed, sticks)
-        off = torch.where(active, probs[..., :-1] - log_probs.exp()[..., :-1], 0.0)
-        jacobian = _jacobian(loc, scale.detach(), allowed, sticks, log_probs.detach().exp())
-        loc = loc + _Solve.apply(jacobian, off)
-    return loc, left
+    if not any(map(functional.is_differentiated, (probs, scale))):
+        return loc, left
+    allowed = probs > 0
+    if not sticks:
+        off = probs
+        if functional.is_differentiated(scale):
+            change = torch.where(allowed, _log_probs(loc, scale, allowed, sticks), 0.0)
+            off = off - probs.detach() * change
+        return _Solution.apply(off, loc, scale.detach(), probs.detach()), left
+    off = probs - _log_probs(loc, scale, allowed, sticks).exp()
+    off = torch.where(functional.stick_breaking_active(allowed), off[..., :-1], 0.0)
+    return loc + _Solve.apply(_jacobian(loc, scale.detach(), allowed), off), left
 
 
 def solve(
@@ -71,14 +82,18 @@ def solve(
     """`loc_of` without derivatives; with ``rest=False``, of `igr.StickBreakingIGR`, whose last category is left out."""
     if sticks:
         return _solve_sticks(probs, scale, rest, solved)
-    *batch, num_categories = probs.shape
-    probs, scale = probs.reshape(-1, num_categories), scale.reshape(-1, num_categories - 1)
-    size = max(1, _MAX_ELEMENTS // (num_categories * (num_categories + 100)))
-    pieces = zip(probs.split(size), scale.split(size), strict=True)
-    results = [_newton(*piece) for piece in pieces]
-    loc = torch.cat([found for found, _ in results])
-    left = torch.cat([how_far for _, how_far in results])
-    return loc.reshape(*batch, num_categories - 1), left.reshape(batch)
+    loc, left = _in_pieces(functools.partial(_newton, solved=solved), probs, scale)
+    return loc, left
+
+
+def _in_pieces(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """`function` of some elements of the batch at a time; the first of the inputs has K entries."""
+    *batch, num_categories = inputs[0].shape
+    most = _IN_CACHE * torch.get_num_threads() if inputs[0].is_cpu else _MAX_ELEMENTS
+    size = max(1, most // (num_categories * NODES))
+    pieces = zip(*(x.reshape(-1, x.shape[-1]).split(size) for x in inputs), strict=True)
+    results = zip(*(function(*piece) for piece in pieces), strict=True)
+    return tuple(whole.reshape((*batch, *whole.shape[1:])) for whole in map(torch.cat, results))
 
 
 # Opaque to compilers, which would unroll the steps and could not stop early.
@@ -96,16 +111,70 @@ def _(probs: Tensor, scale: Tensor, sticks: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(scale), probs.new_empty(probs.shape[:-1])
 
 
-def _solve_vmap(info: Any, in_dims: Any, probs: Tensor, scale: Tensor, sticks: bool) -> Any:
-    probs, scale = (
-        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip((probs, scale), in_dims[:2], strict=True)
-    )
-    return _solve(probs.contiguous(), scale.contiguous(), sticks), (0, 0)
+@torch.library.custom_op(
+    "igr::loc_of_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor loc, Tensor scale, Tensor probs) -> Tensor",
+)
+def _pull_back(grad: Tensor, loc: Tensor, scale: Tensor, probs: Tensor) -> Tensor:
+    """What a gradient with respect to loc is with respect to the probabilities, which loc was solved for."""
+
+    def adjoint(probs: Tensor, grad: Tensor, loc: Tensor, scale: Tensor) -> tuple[Tensor]:
+        allowed = probs > 0
+        at = argmax_linearized(loc, scale, allowed)
+        found = _Newton.of(at, allowed).adjoint(torch.where(allowed[:, :-1], grad, 0.0))
+        # Of logarithms: where a probability is far too small to be met, it is its share that is changed.
+        return (torch.where(allowed, found * at.probs / probs.clamp_min(_TINY), 0.0),)
+
+    return _in_pieces(adjoint, probs, grad, loc, scale)[0]
+
+
+@_pull_back.register_fake
+def _(grad: Tensor, loc: Tensor, scale: Tensor, probs: Tensor) -> Tensor:
+    return torch.empty_like(probs)
+
+
+def _batched(operator: Any) -> Callable[..., Any]:
+    """The rule by which `torch.func.vmap` calls an operator that takes batches."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+        args = tuple(
+            x
+            if not isinstance(x, Tensor)
+            else (
+                x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            ).contiguous()
+            for x, dim in zip(args, in_dims, strict=True)
+        )
+        found = operator(*args)
+        return found, (0,) * len(found) if isinstance(found, tuple) else 0
+
+    return rule
 
 
 if hasattr(_solve, "register_vmap"):  # torch 2.5
-    _solve.register_vmap(_solve_vmap)
+    _solve.register_vmap(_batched(_solve))
+    _pull_back.register_vmap(_batched(_pull_back))
+
+
+class _Solution(torch.autograd.Function):
+    """loc, as a function of what the probabilities are to be, up to a constant: differentiable once."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(off: Tensor, loc: Tensor, scale: Tensor, probs: Tensor) -> Tensor:
+        return loc.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Any:
+        off, *where = ctx.saved_tensors
+        found = _pull_back(*(x.detach() for x in (grad[0], *where)))
+        return _first_order(found, grad[0], off), None, None, None
 
 
 class _Solve(torch.autograd.Function):
@@ -128,66 +197,133 @@ class _Solve(torch.autograd.Function):
         return None, _first_order(found, right)
 
 
-def _active(allowed: Tensor, sticks: bool) -> Tensor:
-    """The coordinates that matter."""
-    return functional.stick_breaking_active(allowed) if sticks else allowed[..., :-1]
-
-
 def _log_probs(loc: Tensor, scale: Tensor, allowed: Tensor, sticks: bool) -> Tensor:
     if sticks:
         return leader_log_probs(loc, scale, allowed=allowed)
-    # of as many nodes at each step, or Newton's method would see a jump
-    found = argmax_log_probs(loc, scale, num_nodes=NODES, allowed=allowed, validate_args=False)
-    return found.log_softmax(-1)
+    return argmax_log_probs(loc, scale, allowed=allowed, validate_args=False).log_softmax(-1)
 
 
-def _jacobian(loc: Tensor, scale: Tensor, allowed: Tensor, sticks: bool, probs: Tensor) -> Tensor:
-    """Derivatives of the probabilities but the last, made invertible: only what matters is not the identity."""
-    if sticks:
+def _jacobian(loc: Tensor, scale: Tensor, allowed: Tensor) -> Tensor:
+    """Derivatives of a broken stick's probabilities but the last; what does not matter is the identity."""
 
-        def probabilities(loc: Tensor) -> Tensor:
-            # all at once: torch.func takes nothing that is computed again, compiled or not
-            log_probs = leader_log_probs(loc, scale, allowed=allowed, max_elements=2**62)
-            return log_probs.exp()[..., :-1]
+    def probabilities(loc: Tensor) -> Tensor:
+        # all at once: torch.func takes nothing that is computed again, compiled or not
+        log_probs = leader_log_probs(loc, scale, allowed=allowed, max_elements=2**62)
+        return log_probs.exp()[..., :-1]
 
-        found, pull_back, *_ = torch.func.vjp(probabilities, loc)
-        rows = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
-        columns = [pull_back(row.expand(found.shape))[0] for row in rows]
-        jacobian = torch.stack(columns, -2).detach()
-    else:
-        jacobian = argmax_jacobian(loc, scale, allowed)
-        # Without the last category only differences matter: their sum stays where it is.
-        free = (allowed[..., :-1] & ~allowed[..., -1:]).to(jacobian)
-        jacobian = jacobian + probs[..., :-1].unsqueeze(-1) * free.unsqueeze(-2)
-    active = _active(allowed, sticks)
+    found, pull_back, *_ = torch.func.vjp(probabilities, loc)
+    rows = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+    columns = [pull_back(row.expand(found.shape))[0] for row in rows]
+    jacobian = torch.stack(columns, -2).detach()
+    active = functional.stick_breaking_active(allowed)
     both = active.unsqueeze(-1) & active.unsqueeze(-2)
     return torch.where(both, jacobian, torch.diag_embed(torch.ones_like(loc)))
 
 
-def _newton(probs: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+class _Newton(NamedTuple):
+    r"""Changes of loc that lead to given changes of the probabilities, which sum to zero.
+
+    The Jacobian J is all but singular where the last category is improbable, and singular without it, as then only
+    differences of loc matter. What the last one asks for says where they are:
+
+    .. math:: (J + u g^\top)\, dx = dp + u\, g^\top dx, \qquad u_k = (1 - p_K)\, p_k, \qquad
+              g_k = \frac{\partial P(K)}{\partial x_k} \Big/ \sum_j \frac{\partial P(K)}{\partial x_j}, \qquad
+              g^\top dx = dp_K \Big/ \sum_j \frac{\partial P(K)}{\partial x_j},
+
+    or, without it, :math:`1^\top dx = 0`. With D the diagonal and s the sums of the factors A over the categories,
+    :math:`J = D\, (1 - W T^\top)` for :math:`W_{kq} = A_{kq} s_q / d_k` and :math:`T_{kq} = A_{kq} / s_q`, which are
+    probabilities, however small those of the categories; :math:`u g^\top` is one more column of each.
+    """
+
+    diagonal: Tensor
+    w: Tensor
+    t: Tensor
+    last: Tensor  # u over the sum of -dP(K)/dx; 0 where there is no last category
+
+    @classmethod
+    def of(cls, at: Linearized, allowed: Tensor) -> _Newton:
+        with_last = allowed[:, -1:]
+        u = at.probs[:, :-1] * at.probs[:, :-1].sum(-1, keepdim=True)
+        total = at.last.sum(-1, keepdim=True).clamp_min(_TINY)
+        anchor = torch.where(with_last, at.last / total, allowed[:, :-1].to(total))
+        sums = at.factors.sum(-2, keepdim=True).clamp_min(_TINY)
+        w = torch.cat([at.factors * sums, -u.unsqueeze(-1)], -1) / at.diagonal.unsqueeze(-1)
+        t = torch.cat([at.factors / sums, anchor.unsqueeze(-1)], -1)
+        return cls(at.diagonal, w, t, torch.where(with_last, u / total, 0.0))
+
+    def step(self, change: Tensor) -> Tensor:
+        """dx, ``(batch, K-1)``, of dp, ``(batch, K)``."""
+        change = change[:, :-1] - self.last * change[:, -1:]
+        return _solve_low_rank(self.w, self.t, change / self.diagonal)
+
+    def adjoint(self, grad: Tensor) -> Tensor:
+        """The gradient with respect to dp, ``(batch, K)``, of that with respect to dx."""
+        found = _solve_low_rank(self.t, self.w, grad) / self.diagonal
+        return torch.cat([found, -(self.last * found).sum(-1, keepdim=True)], -1)
+
+
+def _solve_low_rank(w: Tensor, t: Tensor, right: Tensor) -> Tensor:
+    """(1 - W T^T)^-1 right, from that or from 1 - T^T W, whichever is smaller."""
+    size, rank = w.shape[-2:]
+    one = torch.eye(min(size, rank), dtype=w.dtype, device=w.device)
+    right = right.unsqueeze(-1)
+    if size <= rank:
+        found = torch.linalg.solve(one - w @ t.mT, right)
+    else:
+        found = right + w @ torch.linalg.solve(one - t.mT @ w, t.mT @ right)
+    return found.squeeze(-1)
+
+
+def _newton(probs: Tensor, scale: Tensor, solved: float) -> tuple[Tensor, Tensor]:
     allowed = probs > 0
-    active = allowed[..., :-1]
-    wanted = torch.where(active, _quantile(probs[..., :-1]), 0.0)
-    loc = scale * wanted
-    best, left = loc, torch.full_like(probs[..., 0], torch.inf)
+    active = allowed[:, :-1]
+    wanted = _quantile(probs)
+    loc = _start(probs, scale, allowed)
+    best, left, nodes = loc, torch.full_like(probs[:, 0], torch.inf), 16
     for _ in range(_STEPS):
-        found = _log_probs(loc, scale, allowed, False).exp()
+        # of at least as many nodes as before, or there would be a jump each time
+        at = argmax_linearized(loc, scale, allowed, nodes)
+        found, nodes = at.probs, at.factors.shape[-1]
         now = total_variation(found, probs)
         best, left = torch.where((now < left).unsqueeze(-1), loc, best), torch.fmin(now, left)
-        if _checks.values_can_be_read(left) and bool((left < _SOLVED).all()):
+        if bool((left < solved).all()):
             break
-        quantile = _quantile(found[..., :-1])
+        quantile = _quantile(found)
         density = torch.exp(-0.5 * quantile * quantile) / math.sqrt(2 * math.pi)
-        right = torch.where(active, density * (wanted - quantile), 0.0)
-        jacobian = _jacobian(loc, scale, allowed, False, found)
-        step = torch.linalg.solve(jacobian, right.unsqueeze(-1)).squeeze(-1)
+        change = torch.where(allowed, density * (wanted - quantile), 0.0)
+        change = change - found * change.sum(-1, keepdim=True)
+        step = _Newton.of(at, allowed).step(change)
         # No coordinate moves by more than a few of its standard deviations.
         longest = (step.abs() / scale).amax(-1, keepdim=True)
         loc = loc + step * (3.0 / longest.clamp_min(3.0))
     # Without the last category only differences matter: those with mean 0.
     count = active.sum(-1, keepdim=True).clamp_min(1)
     mean = torch.where(active, best, 0.0).sum(-1, keepdim=True) / count
-    return torch.where(active, best - torch.where(allowed[..., -1:], 0.0, mean), 0.0), left
+    return torch.where(active, best - torch.where(allowed[:, -1:], 0.0, mean), 0.0), left
+
+
+def _start(probs: Tensor, scale: Tensor, allowed: Tensor) -> Tensor:
+    r"""Close to the solution, and the solution itself where all but the last probability are equal, or K = 2.
+
+    If the cdfs were powers of one, :math:`F_k = G^{a_k}` with :math:`a_k = p_k / (1 - p_K)`, these would be the shares
+    of the wins above any threshold. At the threshold t where :math:`G = \max(p_K, 1/e)` they are made so: where most
+    wins are. Then :math:`\prod_k F_k(0) = p_K` says where t is.
+    """
+    active, last = allowed[:, :-1], probs[:, -1:]
+    log_g = last.clamp_min(math.exp(-1)).log()
+    shares = probs[:, :-1] / probs[:, :-1].sum(-1, keepdim=True).clamp_min(_TINY)
+    loc = torch.where(active, scale * _quantile(-torch.expm1(shares * log_g)), 0.0)
+    target = (-last.clamp_min(_TINY).log()).sqrt()
+    lower = allowed[:, -1:] & (last < math.exp(-1))
+    above = torch.zeros_like(last)
+    for _ in range(5):  # of Newton's method on a convex function, sqrt(-log F)
+        z = -(loc + above) / scale
+        log_cdf = torch.where(active, log_normal_cdf(z), 0.0)
+        root = (-log_cdf.sum(-1, keepdim=True)).clamp_min(_TINY).sqrt()
+        slope = torch.exp(-0.5 * z * z - log_cdf) / (scale * math.sqrt(2 * math.pi))
+        slope = torch.where(active, slope, 0.0).sum(-1, keepdim=True).clamp_min(_TINY)
+        above = above + torch.where(lower, (target - root) * 2 * root / slope, 0.0)
+    return torch.where(active, loc + above, 0.0)
 
 
 def _quantile(probs: Tensor) -> Tensor:
@@ -200,7 +336,7 @@ def _solve_sticks(probs: Tensor, scale: Tensor, rest: bool, solved: float) -> tu
     if not rest:
         # The last break only says how much is left over: it stays in the middle.
         probs, mask = normalise(probs[..., :-1]), None
-    active = _active(allowed if rest else allowed[..., :-1], sticks=True)
+    active = functional.stick_breaking_active(allowed if rest else allowed[..., :-1])
 
     def evaluate(loc: Tensor) -> Tensor:
         loc = loc if rest else F.pad(loc, (0, 1))

@@ -370,42 +370,68 @@ def argmax_log_probs(
     return log_probs
 
 
-def argmax_jacobian(loc: Tensor, scale: Tensor, allowed: Tensor | None = None) -> Tensor:
-    r"""Derivatives of the first K - 1 probabilities (21) with respect to loc, ``(*batch, K-1, K-1)``.
+class Linearized(NamedTuple):
+    r"""Probabilities (21) with their derivatives with respect to loc, which have as low a rank as there are nodes.
 
-    .. math:: \frac{\partial P(k)}{\partial \mu_j} = -\int_0^\infty \frac{\phi_k(t)}{\sigma_k}
-              \frac{\phi_j(t)}{\sigma_j} \prod_{i \ne j, k} \Phi_i(t)\, dt \quad (j \ne k), \qquad
-              \frac{\partial P(k)}{\partial \mu_k} = -\sum_{j \ne k} \frac{\partial P(j)}{\partial \mu_k},
+    .. math:: -\frac{\partial P(k)}{\partial \mu_j} = \int \frac{f_k f_j}{F_k F_j} \prod_i F_i \, dt
+              \approx \sum_q A_{kq} A_{jq} \quad (j \ne k), \qquad
+              \frac{\partial P}{\partial \mu} = \operatorname{diag}(d) - A A^\top, \quad
+              d_k = \sum_j (A A^\top)_{kj} - \frac{\partial P(K)}{\partial \mu_k}
 
-    the last sum over all K categories: nothing cancels. In float64, and not differentiable.
+    with density f and cdf F of each Gaussian, as all K derivatives sum to 0. Of K categories but the last where not
+    said otherwise.
     """
+
+    probs: Tensor
+    """``(batch, K)``, made to sum to one."""
+    diagonal: Tensor
+    """d, ``(batch, K-1)``; 1 for what is not allowed."""
+    factors: Tensor
+    """A, ``(batch, K-1, nodes)``; 0 for what is not allowed."""
+    last: Tensor
+    """Minus the derivatives of P(K), ``(batch, K-1)``."""
+
+
+def argmax_linearized(
+    loc: Tensor, scale: Tensor, allowed: Tensor, least_nodes: int = 16
+) -> Linearized:
+    """`argmax_log_probs` and what it takes to invert it, of ``(batch, K-1)`` in float64 whose values can be read.
+
+    All problems have as many nodes as the neediest, or `least_nodes`. No gradient.
+    """
+    tiny = 1e-290
     with torch.no_grad():
-        *batch, size = loc.shape
-        loc, scale = (x.double().reshape(-1, size).T for x in (loc, scale))
-        takes_part = torch.ones_like(loc, dtype=torch.bool)
-        bounded = takes_part[:1]
-        if allowed is not None:
-            allowed = allowed.expand(*batch, -1).reshape(-1, size + 1).T
-            takes_part, bounded = allowed[:-1], allowed[-1:]
-            loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
+        loc, scale, allowed = loc.T, scale.T, allowed.T
+        takes_part, bounded = allowed[:-1], allowed[-1:]
+        loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
         rule = _Rule(1e-10)
         span = _place(loc, scale, bounded, takes_part, rule)
-        start, slope = _standardize((loc - span.origin) - span.start, scale, takes_part)
-        nodes = _Nodes.of(rule, NODES, loc)
-        _, _, terms, shared = _terms(start, slope, span.unit, span.log_reach, nodes)
-        # log of phi / (sigma Phi), times the square root of the product of all cdfs
-        log_factor = torch.log(slope) - _LOG_SQRT_PI + 0.5 * torch.log(span.unit * span.log_reach)
-        parts = torch.exp(terms - 0.5 * shared + log_factor)
-        parts = torch.where(takes_part, parts, 0.0).permute(2, 1, 0)
-        off = parts @ parts.mT
-        off = off * (1 - torch.eye(size, dtype=off.dtype, device=off.device))
-        log_below = log_normal_cdf(-loc / scale)
-        log_density = -0.5 * (loc / scale).square() - torch.log(scale * math.sqrt(2 * math.pi))
-        product = torch.where(takes_part, log_below, 0.0).sum(0, keepdim=True)
-        last = torch.exp(product + log_density - log_below)
-        last = torch.where(takes_part & bounded, last, 0.0).T
-        jacobian = torch.diag_embed(off.sum(-1) + last) - off
-        return jacobian.reshape(*batch, size, size)
+        first = (loc - span.origin) - span.start
+        start, slope = _standardize(first, scale, takes_part)
+        needed = rule.num_nodes(span.log_reach).amax() if loc.shape[1] else 0
+        nodes = _Nodes.of(rule, max(least_nodes, int(needed)), loc)
+        offsets, _, terms, shared = _terms(start, slope, span.unit, span.log_reach, nodes)
+        # sqrt of the product of all cdfs and the weight of the node
+        half = 0.5 * (shared + torch.log(span.unit * span.log_reach))
+        terms = terms.sub_(shared - half).add_(torch.log(slope) - _LOG_SQRT_PI)
+        factors = _exp_(terms).masked_fill_(~takes_part, 0.0).permute(2, 1, 0)
+        weights = half.exp_()
+        sums = factors @ torch.cat([weights, weights * offsets], 1).permute(2, 0, 1)
+        probs, moments = sums.unbind(-1)
+
+        z = loc / scale
+        log_cdf = torch.where(takes_part, log_normal_cdf(-z), 0.0)
+        rest = torch.where(bounded, log_cdf.sum(0, keepdim=True), -torch.inf)
+        density = torch.exp(rest - 0.5 * z * z - log_cdf) / (scale * math.sqrt(2 * math.pi))
+        last = torch.where(takes_part, density, 0.0).T
+        total = factors.sum(1).unsqueeze(-1)
+        diagonal = (factors @ total).squeeze(-1) + last
+        # The same, integrated by parts, but for a term that is never negative. What is far less probable than the
+        # tolerance is cut off by the span, where parts do not add up: this is then how its probability changes.
+        diagonal = diagonal.maximum((moments - first.T * probs) / scale.T.square())
+        diagonal = torch.where(takes_part.T, diagonal.clamp_min(tiny), 1.0)
+        probs = torch.cat([probs, rest.T.exp()], -1)
+        return Linearized(probs / probs.sum(-1, keepdim=True), diagonal, factors, last)
 
 
 def _check(

@@ -543,8 +543,8 @@ class IGR(Relaxation, TransformedDistribution):
             OutOfReachWarning: where the solver does not arrive, which broken sticks of many categories and small
                 scales bring about; with the distance that is left.
 
-        The cost is that of ten to thirty ``discrete()`` and, for `SoftmaxIGR`, as many linear systems of K-1 unknowns
-        each. Gradients of `SharpStickBreakingIGR` cost K times those of ``discrete()``, and are not for compiled code.
+        For `SoftmaxIGR` the cost grows as K, and the gradient adds a quarter. Gradients of `SharpStickBreakingIGR` cost
+        K times those of ``discrete()``, and are not for compiled code.
 
         >>> q = SoftmaxIGR.from_probs(torch.tensor([0.5, 0.3, 0.2, 0.0]), temperature=0.1)
         >>> q.discrete().probs
