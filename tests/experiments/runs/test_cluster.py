@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from igr.experiments.paper.cells import Cell
 from igr.experiments.paper.specs import Scale
 from igr.experiments.runs import bridge, cluster, driver
 from igr.experiments.runs.cluster import Cluster
+from igr.experiments.runs.stopping import Interrupted
 from left import records
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'igr[ray]'")
@@ -78,6 +80,21 @@ def test_an_address_that_is_silent_is_given_up(
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConfigError, match="does not answer as a Ray cluster does"):
             driver.run([CELL], tmp_path, Console(file=io.StringIO()), Cluster(address))
+
+
+def test_ctrl_c_ends_the_waiting_for_an_answer(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        engine = Cluster(f"127.0.0.1:{silent.getsockname()[1]}")
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        start = time.monotonic()
+        with pytest.raises(Interrupted):
+            driver.run([CELL], tmp_path, Console(file=io.StringIO()), engine)
+        timer.join()
+    assert time.monotonic() - start < 10
+    assert not engine.process.is_alive()
 
 
 @pytest.mark.parametrize("address", ["ray://here:10001", "nonsense:port"])

@@ -146,8 +146,14 @@ def test_a_job_whose_part_fails_holds_nothing_any_more(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: Processes(4), lambda: Cluster(cpus=cores() / 4)])
-def test_jobs_of_a_second_cost_a_tenth_besides_at_most(make: Any, tmp_path: Path) -> None:
+def test_jobs_of_a_second_cost_a_tenth_besides_at_most(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without the time that processes take to start, which does not grow with the jobs."""
+    here = Path(__file__)
+    paths = [str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     jobs = [Nap(f"job-{i}", 1.0) for i in range(200)]
     driver.run(jobs, tmp_path, QUIET, make())
     ends = sorted(job.path(tmp_path).stat().st_mtime for job in jobs)
