@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+import igr
 from harness import Row, alternate, compare, options, report
 from igr.discrete import argmax_log_probs
 from igr.experiments.training.compute import keep_memory
@@ -18,10 +19,13 @@ from vae_step import IMAGES, PIXELS, grid, training
 VARIABLES = 2000
 
 
-def recovery(K: int, variables: int) -> tuple[Callable[[], None], Tensor, Tensor]:
-    """Probabilities of all categories, forward and backward."""
-    loc = torch.randn(variables, K - 1, requires_grad=True)
-    scale = torch.exp(0.5 * torch.randn(variables, K - 1)).requires_grad_()
+def recovery(
+    K: int, variables: int, at: Tensor | None = None
+) -> tuple[Callable[[], None], Tensor, Tensor]:
+    """Probabilities of all categories, forward and backward, with scales of 1 where loc is given."""
+    loc = torch.randn(variables, K - 1) if at is None else at.clone()
+    scale = torch.exp(0.5 * torch.randn(variables, K - 1)) if at is None else torch.ones_like(at)
+    loc, scale = loc.requires_grad_(), scale.requires_grad_()
     weights = torch.randn(variables, K)
 
     def run() -> None:
@@ -93,6 +97,28 @@ def growth_row(repeats: int) -> Row:
     )
 
 
+def inverse_row(variables: int, K: int, repeats: int) -> Row:
+    """`from_logits`, forward and backward, against the probabilities at what it finds."""
+    logits = torch.randn(variables, K, requires_grad=True)
+    weights = torch.randn(variables, K - 1)
+    with torch.no_grad():
+        loc = igr.SoftmaxIGR.from_logits(logits, 0.5).loc
+
+    def run() -> None:
+        logits.grad = None
+        found = igr.SoftmaxIGR.from_logits(logits, 0.5).loc
+        torch.vdot(found.flatten(), weights.flatten()).backward()
+
+    return compare(
+        f"from_logits, {variables} variables of K = {K:,}",
+        run,
+        "Proposition 2",
+        recovery(K, variables, loc)[0],
+        None,
+        repeats=repeats,
+    )
+
+
 def relax_row(family: str, target: float, repeats: int, images: Tensor) -> Row:
     """A step of the linear VAE by RELAX against one by pathwise gradients."""
     run = grid(family, 1)[0]
@@ -120,6 +146,8 @@ def main() -> None:
         stick_row(None, min(repeats, 5)),
         stick_row(0.05, min(repeats, 5)),
         growth_row(min(repeats, 11)),
+        inverse_row(64, 1000, min(repeats, 11)),
+        inverse_row(8, 8192, min(repeats, 11)),
         relax_row("gs", 5.0, repeats, images),
         relax_row("igr-i", 6.0, repeats, images),
     ]

@@ -156,6 +156,7 @@ def blocks() -> dict[str, dict[str, str]]:
                 "recovery",
                 {
                     "Proposition 2": "`SoftmaxIGR`'s",
+                    "from_logits": "`SoftmaxIGR.from_logits`",
                     "broken stick": "`SharpStickBreakingIGR`'s",
                     "igr-i: pathwise step": "a training step of the linear autoencoder",
                     "gs: pathwise step": "a training step of the linear autoencoder",
