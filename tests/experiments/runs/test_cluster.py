@@ -73,7 +73,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> N
 def test_an_address_that_is_silent_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_CONNECTING", 3.0)
+    monkeypatch.setattr(cluster, "_ANSWERING", 3.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -113,10 +113,8 @@ class _Refused(Exception):  # noqa: N818
     """The cluster cannot be used; one line."""
 
 
-def connect(address: str | None) -> Any:
+def connect(address: str | None, pipe: Connection) -> Any:
     """Ray, connected."""
-    import ray
-
     if address and "://" in address:
         raise _Refused(
             f"ray-address: expected HOST:PORT of the head, or auto, on a machine of the cluster, got {address!r}"
@@ -127,6 +125,9 @@ def connect(address: str | None) -> Any:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise _Refused(f"ray-address: nobody answers at {address} ({error})") from None
+        pipe.send(("reached",))
+    import ray
+
     try:
         # Without "local", Ray would take any cluster that it finds, running or not.
         ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level=40)
@@ -144,7 +145,7 @@ def serve(pipe: Connection, address: str | None, wanted: Wanted) -> None:
         signal.signal(number, signal.SIG_IGN)  # the driver says when to end
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         try:
-            ray = connect(address)
+            ray = connect(address, pipe)
             pipe.send(("connected",))
             _Bridge(pipe, ray, wanted, parent).run()
             ray.shutdown()

@@ -18,7 +18,8 @@ from igr.experiments.runs.jobs import Task
 from igr.experiments.runs.stopping import ENDS, Interrupted, StopRequest
 from igr.experiments.training.compute import CPU, Compute
 
-_CONNECTING = 20.0  # seconds
+_CONNECTING = 20.0  # seconds until somebody answers at an address
+_ANSWERING = 60.0  # more until it has proved to be a Ray cluster: a busy machine takes its time
 _STARTING = 180.0  # a cluster on this machine
 
 
@@ -64,12 +65,12 @@ class Cluster:
         )
         self.process.start()
         theirs.close()
-        end = time.monotonic() + (_CONNECTING if self.address else _STARTING)
+        self.end = time.monotonic() + (_CONNECTING if self.address else _STARTING)
         while not self.ready:
             self.poll(0.1)
             if stop.requested:
                 raise Interrupted(0)
-            if time.monotonic() > end and not self.connected:
+            if time.monotonic() > self.end and not self.connected:
                 raise ConfigError(
                     f"ray-address: {self.address} does not answer as a Ray cluster does"
                 )
@@ -99,6 +100,8 @@ class Cluster:
             self.tell(-1, "say", *others)
         elif first == "refused":
             raise ConfigError(others[0])
+        elif first == "reached":
+            self.end = time.monotonic() + _ANSWERING
         elif first in ("connected", "ready"):
             self.connected, self.ready = True, first == "ready"
         else:
