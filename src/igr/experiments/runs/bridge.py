@@ -151,6 +151,11 @@ def serve(pipe: Connection, address: str | None, wanted: Wanted) -> None:
             ray.shutdown()
         except _Refused as refused:
             pipe.send(("refused", str(refused)))
+        except (BrokenPipeError, EOFError, ConnectionResetError):
+            raise
+        except Exception as error:  # whatever Ray raises when it is going down
+            text = "the Ray cluster is lost to this machine; what was finished is kept, and the same command goes on"
+            pipe.send(("refused", f"{text} from there ({_last_line(error)})"))
 
 
 class _Bridge:
