@@ -409,3 +409,12 @@ def test_entropy_of_a_uniform_on_the_simplex_by_hand() -> None:
     assert (
         abs(float(q.entropy(n))) < 4 * float(q.rsample_and_log_prob((n,))[1].std()) / n**0.5 + 1e-9
     )
+
+
+@pytest.mark.parametrize("family", [*EXACT, igr.GumbelSoftmax], ids=lambda f: f.__name__)
+def test_one_call_makes_any_family_of_logits_or_probabilities(family: Any) -> None:
+    p = torch.tensor([[0.2, 0.0, 0.5, 0.3], [0.1, 0.4, 0.25, 0.25]])
+    for q in (family.from_probs(p, 0.5), family.from_logits(p.log(), temperature=0.5)):
+        torch.testing.assert_close(q.probs, p, rtol=1e-5, atol=1e-6)
+        assert q.rsample()[0, 1] == 0
+        assert float(q.temperature) == 0.5

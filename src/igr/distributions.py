@@ -1206,6 +1206,28 @@ class GumbelSoftmax(Relaxation):
         self._validate_args = _checks.enabled(validate_args)
 
     @classmethod
+    def from_logits(
+        cls, logits: Tensor, temperature: float | Tensor, **options: Any
+    ) -> GumbelSoftmax:
+        """``GumbelSoftmax(temperature, logits=logits, **options)``, in the order that `SoftmaxIGR.from_logits` has.
+
+        >>> GumbelSoftmax.from_logits(torch.zeros(4), temperature=0.5).probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+        """
+        return cls(temperature, logits=logits, **options)
+
+    @classmethod
+    def from_probs(
+        cls, probs: Tensor, temperature: float | Tensor, **options: Any
+    ) -> GumbelSoftmax:
+        """``GumbelSoftmax(temperature, probs=probs, **options)``, in the order that `SoftmaxIGR.from_probs` has.
+
+        >>> GumbelSoftmax.from_probs(torch.tensor([0.2, 0.8]), temperature=0.5).probs
+        tensor([0.2000, 0.8000])
+        """
+        return cls(temperature, probs=probs, **options)
+
+    @classmethod
     def uniform(
         cls,
         num_categories: int,
