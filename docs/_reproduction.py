@@ -126,7 +126,7 @@ def halving(records: Sequence[tuple[Entry, Mapping[str, Any]]]) -> str:
     for entry, record in records:
         candidates = record["candidates"]
         compared = sorted({each["epochs"] for each in candidates})
-        if len(compared) == 1 or len(candidates) < len(compared) * _count(record):
+        if len(compared) < 2 or len(candidates) < len(compared) * _count(record):
             continue
         everything = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"] for c in candidates

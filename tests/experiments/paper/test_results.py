@@ -22,7 +22,7 @@ needs_data = pytest.mark.skipif("IGR_DATA" not in os.environ, reason="IGR_DATA i
 # A cell of full scale in name alone.
 SMALL = [
     *("table1", "figure2", "--scale", "full", "--row", "igr-i", "--dataset", "mnist"),
-    *("--temperature", "0.1", "--lr", "1e-3", "--seeds", "2", "--epochs", "2"),
+    *("--temperature", "0.1", "--lr", "0.001", "--seeds", "2", "--epochs", "2"),
     *("--train-images", "200", "--test-images", "10", "--samples", "5"),
 ]
 
@@ -54,7 +54,7 @@ def test_keeps_the_record_the_curve_and_a_row_but_no_weights(made, kept):
     assert (row["paper"], row["paper_sd"]) == TABLES["table1"].rows[0].paper["mnist"]
     assert (row["seeds"], row["epochs"], row["temperature"]) == (2, 2, 0.1)
     assert row["date"] == record["versions"]["date"]
-    assert row["command"] == "igr reproduce table1 --scale full --row igr-i --dataset mnist --again"
+    assert row["command"].split() == ["igr", "reproduce", *SMALL[:1], *SMALL[2:], "--again"]
 
 
 @needs_data

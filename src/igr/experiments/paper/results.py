@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from igr.experiments.files import make_folder, write_atomically, write_csv
 from igr.experiments.paper.cells import Cell, measured, read_cell, read_cells, trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
+from igr.experiments.paper.specs import CHOICES, SCALES
 from igr.experiments.runs.jobs import Job
 
 
@@ -65,9 +66,29 @@ def row(entry: Entry) -> dict[str, Any]:
         "igr": versions["igr"],
         "torch": versions["torch"],
         "cell": record["name"],
-        "command": f"igr reproduce {entry.table.name} --scale full --row {entry.row.name}"
-        f" --dataset {entry.column.dataset} --again",
+        "command": command(entry, record),
     }
+
+
+def command(entry: Entry, record: Mapping[str, Any]) -> str:
+    """What runs a record again: the part of the table, and whatever was wished otherwise than full scale has it."""
+    scale, full = record["scale"], SCALES["full"]
+    words = [f"igr reproduce {entry.table.name} --scale full --row {entry.row.name}"]
+    words.append(f"--dataset {entry.column.dataset}")
+    grids = {
+        "temperature": (entry.row.temperatures or full.temperatures, scale["temperatures"]),
+        "lr": (entry.row.lrs or entry.table.lrs or full.lrs, scale["lrs"]),
+    }
+    for name, (usual, had) in grids.items():
+        if list(usual) != list(had):
+            words += [f"--{name} {value:g}" for value in had]
+    for name in ("seeds", "epochs", "train_images", "test_images", "samples"):
+        if scale[name] != getattr(full, name):
+            words.append(f"--{name.replace('_', '-')} {scale[name]}")
+    if record["candidates"]:
+        rungs = tuple(map(tuple, scale.get("rungs", ())))
+        words += [f"--choose {n}" for n, r in CHOICES.items() if r == rungs != full.rungs]
+    return " ".join([*words, "--again"])
 
 
 def _files(root: Path) -> Iterator[Path]:
