@@ -579,7 +579,7 @@ def test_every_command_has_a_file_with_examples_that_name_it() -> None:
     for name in COMMANDS:
         module = importlib.import_module(f"igr.experiments.cli.{name}")
         assert len(module.EXAMPLES) >= 2
-        assert all(f"{example} ".startswith(f"igr {name} ") for example in module.EXAMPLES)
+        assert all(f"igr {name} " in f"{example} " for example in module.EXAMPLES)
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])

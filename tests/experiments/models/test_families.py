@@ -15,7 +15,7 @@ import igr
 from igr.experiments.errors import ConfigError
 from igr.experiments.models import families, likelihoods
 from igr.experiments.models.vae import StackedVAE
-from igr.experiments.runs.train import select_runs
+from igr.experiments.runs.records import select_runs
 from igr.experiments.streams import stream
 from igr.experiments.training import objectives as estimation
 from igr.experiments.training.config import RunConfig, SweepConfig
