@@ -14,7 +14,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 TQDM_DISABLE=1 $(BIN)/mkdocs build --strict
 .PHONY: help demo test slow docs bench lint clean
 
 help:
-	@echo "make demo    install into $(VENV) and run the demonstration (about three minutes on two cores)"
+	@echo "make demo    install into $(VENV) and run the demonstration (about a minute on two cores)"
 	@echo "make test    install into $(VENV) and run every check"
 	@echo "make slow    the tests that take long"
 	@echo "make docs    build the documentation into site/"

@@ -101,11 +101,8 @@ def missing(groups: Sequence[Sequence[Entry]]) -> str:
         if not left:
             continue
         table, column = group[0].table, group[0].column
-        selected = (
-            "" if len(left) == len(group) else "".join(f" --row {e.row.name}" for e, _ in left)
-        )
         hours = sum(cell.units for _, cell in left) / 3600
-        command = f"igr reproduce {table.name} --scale full --dataset {column.dataset}{selected}"
+        command = f"igr reproduce {table.name} --scale full --dataset {column.dataset}"
         rows.append(
             [f"{table.name}, {column.label}", str(len(left)), f"{hours:.1f}", f"`{command}`"]
         )
