@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 from igr.experiments.paper import figures, results
 from igr.experiments.paper.cells import Cell
 from igr.experiments.paper.plan import Entry, Options, best_entries, by_column, make_plan
@@ -244,7 +246,10 @@ def main() -> None:
         }
         picture = figures.table_picture(figure, rows, results.folder())
         if picture is not None:
-            picture.savefig(ROOT / "docs" / "images" / f"{name}.svg", **figures.SUFFIXES[".svg"])
+            with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture, the same file
+                picture.savefig(
+                    ROOT / "docs" / "images" / f"{name}.svg", **figures.SUFFIXES[".svg"]
+                )
 
 
 if __name__ == "__main__":

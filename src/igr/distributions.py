@@ -544,7 +544,7 @@ class IGR(Relaxation, TransformedDistribution):
                 scales bring about; with the distance that is left.
 
         For `SoftmaxIGR` the cost grows as K, and the gradient adds a quarter. Gradients of `SharpStickBreakingIGR` cost
-        K times those of ``discrete()``, and are not for compiled code.
+        K times those of ``discrete()``.
 
         >>> q = SoftmaxIGR.from_probs(torch.tensor([0.5, 0.3, 0.2, 0.0]), temperature=0.1)
         >>> q.discrete().probs
