@@ -54,6 +54,7 @@ def done_here(root: Path, job: Any) -> dict[str, object]:
     return records(root)
 
 
+@pytest.mark.slow  # it has hung once, waiting for a task that Ray had ended; see the changelog
 def test_records_are_those_of_this_process(tmp_path: Path) -> None:
     printed = io.StringIO()
     driver.run([CELL], tmp_path / "ray", Console(file=printed, width=200), Cluster())
