@@ -11,7 +11,14 @@ import matplotlib
 
 from igr.experiments.paper import figures, results
 from igr.experiments.paper.cells import Cell
-from igr.experiments.paper.plan import Entry, Options, best_entries, by_column, make_plan
+from igr.experiments.paper.plan import (
+    Entry,
+    Options,
+    best_entries,
+    by_column,
+    make_plan,
+    table_picture,
+)
 from igr.experiments.paper.specs import FIGURES, TABLES, TableFigure
 from igr.experiments.runs.records import RunFolder
 from igr.experiments.runs.sweep import mean_and_spread, nats
@@ -260,14 +267,7 @@ def main() -> None:
         figure = FIGURES[name]
         if not isinstance(figure, TableFigure):
             raise TypeError(name)
-        rows = {
-            e.row.label: e.record
-            for e in entries
-            if e.record is not None
-            and (e.table.name, e.column.dataset) == (figure.table, figure.column)
-            and e.row.name in figure.rows
-        }
-        picture = figures.table_picture(figure, rows, results.folder())
+        picture = table_picture(figure, results.folder(), entries)
         if picture is not None:
             with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture, the same file
                 picture.savefig(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from igr.experiments.errors import ConfigError, RecordError, check_choice
 from igr.experiments.paper import figures
 from igr.experiments.paper.cells import Cell, cell_of, read_cells, settings_of
@@ -292,16 +294,21 @@ def draw_figures(
                 continue
             picture = figures.approximation_picture(figure, record) if record else None
         else:
-            rows = {
-                entry.row.label: entry.record
-                for entry in entries
-                if entry.record is not None
-                and (entry.table.name, entry.column.dataset) == (figure.table, figure.column)
-                and entry.row.name in figure.rows
-            }
-            picture = figures.table_picture(figure, rows, root)
+            picture = table_picture(figure, root, entries)
         drawn[name] = [] if picture is None else figures.save(picture, folder / name)
     return drawn
+
+
+def table_picture(figure: TableFigure, root: Path, entries: Sequence[Entry]) -> Figure | None:
+    """A figure of some rows of a table, of those among the entries that have a record in `root`; None without any."""
+    rows = {
+        entry.row.label: entry.record
+        for entry in entries
+        if entry.record is not None
+        and (entry.table.name, entry.column.dataset) == (figure.table, figure.column)
+        and entry.row.name in figure.rows
+    }
+    return figures.table_picture(figure, rows, root)
 
 
 def _are_newer(files: Sequence[Path], record: Path) -> bool:
