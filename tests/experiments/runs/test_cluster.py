@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -29,7 +31,9 @@ from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.stopping import Interrupted
 from left import records
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'igr[ray]'")
+exceptions = pytest.importorskip(
+    "ray.exceptions", reason="Ray is not installed: pip install 'igr[ray]'"
+)
 
 SCALE = Scale(
     "tiny",
@@ -54,11 +58,47 @@ def done_here(root: Path, job: Any) -> dict[str, object]:
     return records(root)
 
 
-@pytest.mark.slow  # it has hung once, waiting for a task that Ray had ended; see the changelog
 def test_records_are_those_of_this_process(tmp_path: Path) -> None:
     printed = io.StringIO()
     driver.run([CELL], tmp_path / "ray", Console(file=printed, width=200), Cluster())
     assert records(tmp_path / "ray") == done_here(tmp_path / "here", CELL)
+
+
+def test_driver_and_bridge_send_at_the_same_time() -> None:
+    """States go both ways and are larger than what a pipe holds: neither may wait until the other one reads."""
+    state = bytes(4_000_000)
+    ours, theirs = multiprocessing.Pipe()
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        ray = MagicMock(exceptions=exceptions)
+        ray.get_runtime_context().gcs_address = f"127.0.0.1:{head.getsockname()[1]}"
+        ray.remote()().options().remote.side_effect = lambda payload: iter(
+            [("file", Path("state"), state), ("done",)]
+        )
+        ray.wait.side_effect = lambda streams, **_: (streams, [])
+        ray.get.side_effect = lambda event: event
+        wanted = bridge.Wanted(1, 0, {}, (), "cpu")
+
+        def drive() -> None:
+            for key in range(3):
+                ours.send(("submit", key, state, 0))
+
+        bridging = bridge._Bridge(theirs, ray, wanted, os.getppid())
+        threads = [threading.Thread(target=each, daemon=True) for each in (bridging.run, drive)]
+        for thread in threads:
+            thread.start()
+        threads[1].join(30)
+        assert not threads[1].is_alive()
+        ended: list[int] = []
+        while len(ended) < 3 and ours.poll(10):
+            key, *event = ours.recv()
+            if event == ["done"]:
+                ended.append(key)
+        assert ended == [0, 1, 2]
+        ours.send(("close",))
+        threads[0].join(10)
+        assert not threads[0].is_alive()
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once(tmp_path: Path) -> None:

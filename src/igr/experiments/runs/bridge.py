@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -162,6 +164,7 @@ class _Bridge:
     def __init__(self, pipe: Connection, ray: Any, wanted: Wanted, parent: int) -> None:
         self.pipe, self.ray, self.wanted, self.parent = pipe, ray, wanted, parent
         self.head: str = ray.get_runtime_context().gcs_address
+        self.orders: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self.streams: dict[Any, int] = {}  # by generator: key
         self.nodes: dict[int, str] = {}  # by key: where it is done
         self.names: dict[str, str] = {}
@@ -177,20 +180,32 @@ class _Bridge:
     def run(self) -> None:
         self.probe()
         self.look()
+        threading.Thread(target=self.hear, daemon=True).start()
         self.pipe.send(("ready",))
         while os.getppid() == self.parent:
-            while self.pipe.poll(0 if self.streams else 0.1):
-                order, *arguments = self.pipe.recv()
-                if order == "close":
-                    return
-                if order == "submit":
-                    self.submit(*arguments)
-                else:
-                    for stream in self.streams:
-                        self.ray.cancel(stream, force=True)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    order, *arguments = self.orders.get(timeout=0 if self.streams else 0.1)
+                    if order == "close":
+                        return
+                    if order == "submit":
+                        self.submit(*arguments)
+                    else:
+                        for stream in self.streams:
+                            self.ray.cancel(stream, force=True)
             if self.streams:
                 self.listen()
             self.look()
+
+    def hear(self) -> None:
+        """Take what the driver sends whatever else is done here.
+
+        A pipe holds little: the driver, sending a state, and we, sending another, would else wait for each other.
+        """
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while True:
+                self.orders.put(self.pipe.recv())
+        self.orders.put(("close",))
 
     def probe(self) -> None:
         """Ask every machine whether it can do tasks."""
