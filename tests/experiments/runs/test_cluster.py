@@ -281,6 +281,34 @@ def test_machines_are_lost_twice(tmp_path: Path, nodes: Any, undisturbed: Any) -
     assert records(tmp_path) == undisturbed
 
 
+def frozen(node: Any) -> list[psutil.Process]:
+    """All that runs on a machine."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
+
+
+@slow
+@pytest.mark.parametrize("patience", [10, 60])  # times 3 s: 10 is less than a minute, 60 is more
+def test_a_machine_does_not_answer_for_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: Any, undisturbed: Any, patience: int
+) -> None:
+    monkeypatch.setenv("RAY_health_check_failure_threshold", str(patience))
+    nodes = request.getfixturevalue("nodes")
+    process = command(tmp_path, "--engine", "ray", "--ray-address", nodes.address)
+    wait_until(lambda: saved(tmp_path), process)
+    node = next(iter(nodes.worker_nodes))
+    stopped = frozen(node)
+    for each in stopped:
+        each.suspend()
+    time.sleep(60)
+    for each in stopped:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.resume()
+    code, _ = ended(process)
+    assert code == 0
+    assert records(tmp_path) == undisturbed
+
+
 @slow
 def test_the_command_is_killed(tmp_path: Path, nodes: Any, undisturbed: Any) -> None:
     for _ in range(2):

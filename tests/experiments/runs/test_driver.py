@@ -126,6 +126,29 @@ def test_a_job_that_fails_is_named_and_the_others_are_done(tmp_path: Path) -> No
     assert "Traceback" in printed.getvalue()  # for whoever is to mend it
 
 
+class Short(Here):
+    """Has no memory at first: whatever is started is killed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.until = time.monotonic() + seconds
+
+    def poll(self, seconds: float) -> None:
+        if self.next is not None and time.monotonic() < self.until:
+            (key, *_), self.next = self.next, None
+            self.tell(key, "lost", "it was killed")
+        else:
+            super().poll(min(seconds, 0.01))
+
+
+def test_tasks_outlast_a_shortage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pauses between six attempts are 0, 1, 2, 4 and 8 of the first one."""
+    monkeypatch.setattr(driver, "_PAUSE", 0.05)
+    driver.run([Nap("short")], tmp_path, QUIET, Short(0.5))
+    with pytest.raises(Failed, match="its workers kept being lost.* because it was killed"):
+        driver.run([Nap("long")], tmp_path, QUIET, Short(30))
+
+
 def test_a_job_whose_part_fails_holds_nothing_any_more(tmp_path: Path) -> None:
     held: list[str] = []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -21,6 +22,10 @@ from typing import Any
 
 from igr.experiments.runs.stopping import ENDS
 
+_TOKEN = (
+    "; if the head was started with a token, RAY_AUTH_MODE=token has to be set here and on every machine, and"
+    " ~/.ray/auth_token to be the head's"
+)
 _PROBE = 60.0  # seconds until a machine must have answered
 _WAIT = 10.0  # seconds without a free place until that is said
 _GONE = 10.0  # seconds for which the head refuses to answer until it counts as lost; it may be restarted
@@ -134,7 +139,10 @@ def connect(address: str | None, pipe: Connection) -> Any:
         # Without "local", Ray would take any cluster that it finds, running or not.
         ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level=40)
     except Exception as error:  # ConnectionError, ValueError; RuntimeError where versions differ
-        raise _Refused(f"ray-address: {' '.join(str(error).split())}") from None
+        text = f"ray-address: {' '.join(str(error).split())}"
+        if "RAY_AUTH_MODE" not in os.environ:  # Ray says no more than that it failed to connect
+            text += _TOKEN
+        raise _Refused(text) from None
     return ray
 
 
@@ -261,6 +269,9 @@ class _Bridge:
             except self.ray.exceptions.RayTaskError as error:
                 self.ended(stream, "failed", _last_line(error), str(error))
             except self.ray.exceptions.RayError as error:
+                # Tasks that are killed while they start have not said where they are.
+                if found := re.search(r"Memory on the node \(IP: [^,]*, ID: (\w+)\)", str(error)):
+                    self.nodes[self.streams[stream]] = self.name(found[1])
                 self.ended(stream, "lost", _why(error))
             else:
                 key = self.streams[stream]

@@ -23,6 +23,7 @@ from igr.experiments.runs.progress import Board, board
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 
 _ATTEMPTS = 6  # of a task whose workers are killed before it has sent a state
+_PAUSE = 2.0  # seconds before the third attempt, twice as many before each further one: memory may be short for a while
 _PIECE = 2.0  # seconds that a part of a divided task should take at least
 
 
@@ -107,7 +108,7 @@ class _Driver:
         self.on_file = on_file
         self.ahead = [_Node(job, i, job.work) for i, job in enumerate(jobs)]
         self.ahead.reverse()
-        self.busy: list[tuple[float, _Node]] = []
+        self.later: list[tuple[float, Callable[[], object]]] = []
         self.open: dict[int, _Node] = {}  # by id: what has locks to give back
         self.queue: list[_Asked] = []
         self.at_work: dict[int, _Asked] = {}
@@ -117,7 +118,7 @@ class _Driver:
         self.broken: UserError | None = None
 
     def run(self) -> None:
-        while self.ahead or self.busy or self.queue or self.at_work:
+        while self.ahead or self.later or self.queue or self.at_work:
             if self.stop.requested:
                 self.engine.stop()
                 if not self.at_work:
@@ -127,12 +128,8 @@ class _Driver:
                 self._hand_out()
             nodes = Counter(a.where for a in self.at_work.values() if a.where)
             self.shown.go_on(self.engine.slots, nodes)
-            if self.at_work:
+            if self.at_work or self.later or not self.engine.free:
                 self.engine.poll(0.2)
-            elif self.busy and not self.queue:
-                time.sleep(0.1)
-            elif not self.engine.free:
-                self.engine.poll(0.2)  # it may come to have some
             if self.broken:
                 raise self.broken
         if self.open:  # what was at work has stopped
@@ -149,12 +146,15 @@ class _Driver:
     # Jobs
 
     def _try_again(self) -> None:
-        """Try what another process was at."""
-        now, waiting = time.monotonic(), self.busy
-        self.busy = [each for each in waiting if each[0] > now]
-        for since, node in waiting:
+        """Try what another process was at, and what was lost."""
+        now, waiting = time.monotonic(), self.later
+        self.later = [each for each in waiting if each[0] > now]
+        for since, again in waiting:
             if since <= now:
-                self._resume(node)
+                again()
+
+    def _wait(self, seconds: float, again: Callable[[], object]) -> None:
+        self.later.append((time.monotonic() + seconds, again))
 
     def _begin(self) -> None:
         node = self.ahead.pop()
@@ -176,7 +176,7 @@ class _Driver:
             self._leave(node)
         except Busy:
             node.steps = None
-            self.busy.append((time.monotonic() + 0.3, node))
+            self._wait(0.3, lambda: self._resume(node))
             self.shown.note(node.job.title, "in another process")
         except Failed as failure:
             self._leave(node, failure)
@@ -301,7 +301,9 @@ class _Driver:
             reason = arguments[0] if how == "lost" else "a worker process was asked to end"
             if asked.lost < _ATTEMPTS:
                 self.shown.say(f"{title}: {reason}; it goes on from what was saved")
-                heapq.heappush(self.queue, dataclasses.replace(asked, where=""))
+                again = dataclasses.replace(asked, where="")
+                pause = _PAUSE * 2.0 ** (asked.lost - 2) if asked.lost > 1 else 0.0
+                self._wait(pause, lambda: heapq.heappush(self.queue, again))
             else:
                 text = f"its workers kept being lost, the last one because {reason} (is there enough memory?)"
                 self._done(asked.node, Failed(text))
