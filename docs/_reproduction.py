@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +18,14 @@ from igr.experiments.paper.plan import (
     best_entries,
     by_column,
     make_plan,
-    table_picture,
+    picture,
 )
-from igr.experiments.paper.specs import FIGURES, TABLES, TableFigure
+from igr.experiments.paper.specs import FIGURES, SCALES, TABLES, ApproximationFigure
 from igr.experiments.runs.records import RunFolder
 from igr.experiments.runs.sweep import mean_and_spread, nats
 
 ROOT = Path(__file__).parent.parent
-PICTURES = ("figure2", "temperatures")
+FULL = SCALES["full"]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -115,6 +116,20 @@ def forgiving(entries: Sequence[Entry]) -> str:
         rows.append([label, f"{best:g}", f"{min(near):g} to {max(near):g}", f"{lost:.1f}"])
     head = ["model", "best temperature", f"within {NEAR:g} nats of it", "worst of all loses, nats"]
     return f"After {common} epochs:\n\n{_table(head, rows)}"
+
+
+def approximations() -> str:
+    """How close the fits of the figures of approximations came to their targets."""
+    rows = []
+    for name, figure in FIGURES.items():
+        if not isinstance(figure, ApproximationFigure):
+            continue
+        record = figures.FigureJob(figure, FULL).record(results.folder())
+        for fit in itertools.chain.from_iterable(record["rows"] if record else []):
+            label, _, what = fit["label"].partition(": ")
+            distances = [f"{fit[when]['total_variation']:.3f}" for when in ("initial", "final")]
+            rows.append([name.removeprefix("figure"), label, what, *distances])
+    return _table(["figure", "model", "what is compared", "before", "after"], rows)
 
 
 def missing(groups: Sequence[Sequence[Entry]]) -> str:
@@ -237,6 +252,7 @@ def blocks() -> dict[str, dict[str, str]]:
     page["gaps"] = gaps(groups["table1 mnist"])
     page["units"] = units(groups["released mnist"])
     page["forgiving"] = forgiving(groups["table1 mnist"])
+    page["approximations"] = approximations()
     page["halving"] = halving(done)
     page["learning rates"] = by_lr(groups["table1 mnist"])
     page["missing"] = missing(list(groups.values()))
@@ -263,16 +279,12 @@ def main() -> None:
         path = ROOT / page
         path.write_text(written(path.read_text(), parts))
     entries = best_entries(results.folder())
-    for name in PICTURES:
-        figure = FIGURES[name]
-        if not isinstance(figure, TableFigure):
-            raise TypeError(name)
-        picture = table_picture(figure, results.folder(), entries)
-        if picture is not None:
+    for name, figure in FIGURES.items():
+        shown = picture(figure, results.folder(), FULL, entries)
+        if shown is not None:
             with matplotlib.rc_context({"svg.hashsalt": name}):  # the same picture, the same file
-                picture.savefig(
-                    ROOT / "docs" / "images" / f"{name}.svg", **figures.SUFFIXES[".svg"]
-                )
+                path = ROOT / "docs" / "images" / f"{name}.svg"
+                shown.savefig(path, **figures.SUFFIXES[".svg"])
 
 
 if __name__ == "__main__":

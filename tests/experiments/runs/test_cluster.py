@@ -73,7 +73,7 @@ def test_driver_and_bridge_send_at_the_same_time() -> None:
         head.listen()
         ray = MagicMock(exceptions=exceptions)
         ray.get_runtime_context().gcs_address = f"127.0.0.1:{head.getsockname()[1]}"
-        ray.remote()().options().remote.side_effect = lambda payload: iter(
+        ray.remote()().options().remote.side_effect = lambda *_: iter(
             [("file", Path("state"), state), ("done",)]
         )
         ray.wait.side_effect = lambda streams, **_: (streams, [])
@@ -370,3 +370,18 @@ def test_a_machine_that_does_not_fit_is_named_before_anything_is_trained(
     assert code == 2
     assert re.match(rf"igr: {re.escape(os.uname().nodename)}-\w+: igr is 0\.0 \(\w+\), ", said[0])
     assert not (tmp_path / "out" / "sweeps").exists()
+
+
+@slow
+def test_a_machine_that_joins_later_and_does_not_fit_is_avoided(
+    tmp_path: Path, nodes: Any, undisturbed: Any
+) -> None:
+    (tmp_path / "igr").mkdir()
+    (tmp_path / "igr" / "__init__.py").write_text("__version__ = '0.0'")
+    process = command(tmp_path / "out", "--engine", "ray", "--ray-address", nodes.address)
+    wait_until(lambda: saved(tmp_path / "out"), process)
+    nodes.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    code, said = ended(process)
+    assert code == 0
+    assert any(re.search(r": igr is 0\.0 .*; nothing is done there", line) for line in said), said
+    assert records(tmp_path / "out") == undisturbed

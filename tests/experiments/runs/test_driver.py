@@ -145,7 +145,7 @@ def test_tasks_outlast_a_shortage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """The pauses between six attempts are 0, 1, 2, 4 and 8 of the first one."""
     monkeypatch.setattr(driver, "_PAUSE", 0.05)
     driver.run([Nap("short")], tmp_path, QUIET, Short(0.5))
-    with pytest.raises(Failed, match="its workers kept being lost.* because it was killed"):
+    with pytest.raises(Failed, match=r"its workers kept being lost.* because it was killed"):
         driver.run([Nap("long")], tmp_path, QUIET, Short(30))
 
 

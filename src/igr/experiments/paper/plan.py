@@ -285,22 +285,24 @@ def draw_figures(
     for name in wanted:
         figure = FIGURES[name]
         folder = root / "figures" / scale.name
+        there = [folder / f"{name}{suffix}" for suffix in figures.SUFFIXES]
         if isinstance(figure, ApproximationFigure):
             job = FigureJob(figure, scale)
-            record = job.record(root)
-            there = [folder / f"{name}{suffix}" for suffix in figures.SUFFIXES]
-            if record and _are_newer(there, job.path(root)):
+            if job.is_done(root) and _are_newer(there, job.path(root)):
                 drawn[name] = there
                 continue
-            picture = figures.approximation_picture(figure, record) if record else None
-        else:
-            picture = table_picture(figure, root, entries)
-        drawn[name] = [] if picture is None else figures.save(picture, folder / name)
+        shown = picture(figure, root, scale, entries)
+        drawn[name] = [] if shown is None else figures.save(shown, folder / name)
     return drawn
 
 
-def table_picture(figure: TableFigure, root: Path, entries: Sequence[Entry]) -> Figure | None:
-    """A figure of some rows of a table, of those among the entries that have a record in `root`; None without any."""
+def picture(
+    figure: ApproximationFigure | TableFigure, root: Path, scale: Scale, entries: Sequence[Entry]
+) -> Figure | None:
+    """A figure of what is recorded in `root`, or of those of a table's entries that are; None where nothing is."""
+    if isinstance(figure, ApproximationFigure):
+        record = FigureJob(figure, scale).record(root)
+        return figures.approximation_picture(figure, record) if record else None
     rows = {
         entry.row.label: entry.record
         for entry in entries

@@ -106,11 +106,19 @@ def _misfits(wanted: Any, versions: Any) -> list[str]:
     return misfits
 
 
-def _stream(payload: bytes) -> Iterator[tuple[Any, ...]]:
+_found: list[list[str]] = []  # in a worker: why its machine does not fit
+
+
+def _stream(payload: bytes, wanted: Any) -> Iterator[tuple[Any, ...]]:
     """Do a task on a machine of the cluster, and yield what it tells."""
     import ray
 
     yield ("begin", ray.get_runtime_context().get_node_id())
+    if not _found:
+        _found.append(_misfits(wanted, _versions))
+    if _found[0]:
+        yield ("unfit", _found[0])
+        return
     from igr.experiments.runs.engines import events
 
     yield from events(payload)
@@ -175,6 +183,7 @@ class _Bridge:
         self.orders: queue.Queue[tuple[Any, ...]] = queue.Queue()
         self.streams: dict[Any, int] = {}  # by generator: key
         self.nodes: dict[int, str] = {}  # by key: where it is done
+        self.unfit: set[str] = set()  # machines that came later and do not fit
         self.names: dict[str, str] = {}
         self.answered = self.ran = time.monotonic()
         self.next_look = 0.0
@@ -253,8 +262,14 @@ class _Bridge:
 
     def submit(self, key: int, payload: bytes, memory: int) -> None:
         self.memory = max(self.memory, memory)
-        resources = {"num_cpus": self.wanted.cpus, "num_gpus": self.wanted.gpus, "memory": memory}
-        self.streams[self.remote.options(**resources).remote(payload)] = key
+        resources: dict[str, Any] = {
+            "num_cpus": self.wanted.cpus,
+            "num_gpus": self.wanted.gpus,
+            "memory": memory,
+        }
+        if self.unfit:
+            resources["label_selector"] = {"ray.io/node-id": f"!in({','.join(self.unfit)})"}
+        self.streams[self.remote.options(**resources).remote(payload, self.wanted)] = key
 
     def listen(self) -> None:
         """Pass on what tasks tell."""
@@ -271,23 +286,33 @@ class _Bridge:
             except self.ray.exceptions.RayError as error:
                 # Tasks that are killed while they start have not said where they are.
                 if found := re.search(r"Memory on the node \(IP: [^,]*, ID: (\w+)\)", str(error)):
-                    self.nodes[self.streams[stream]] = self.name(found[1])
+                    self.nodes[self.streams[stream]] = found[1]
                 self.ended(stream, "lost", _why(error))
             else:
                 key = self.streams[stream]
                 if event[0] == "begin":
-                    self.nodes[key] = self.name(event[1])
-                    event = ("begin", self.nodes[key])
-                if event[0] in ENDS:
+                    self.nodes[key] = event[1]
+                    self.pipe.send((key, "begin", self.name(event[1])))
+                elif event[0] == "unfit":
+                    self.avoid(self.nodes[key], event[1])
+                    self.ended(stream, "lost", "the machine does not fit")
+                elif event[0] in ENDS:
                     self.ended(stream, *event)
                 else:
                     self.pipe.send((key, *event))
+
+    def avoid(self, node: str, misfits: list[str]) -> None:
+        """Give a machine that joined after the probe no more tasks."""
+        if node not in self.unfit:
+            self.unfit.add(node)
+            for misfit in misfits:
+                self.pipe.send(("say", f"{self.name(node)}: {misfit}; nothing is done there"))
 
     def ended(self, stream: Any, how: str, *arguments: Any) -> None:
         key = self.streams.pop(stream)
         node = self.nodes.pop(key, None)
         if how in ("failed", "lost") and node:
-            arguments = (f"on {node}: {arguments[0]}", *arguments[1:])
+            arguments = (f"on {self.name(node)}: {arguments[0]}", *arguments[1:])
         self.pipe.send((key, how, *arguments))
 
     def look(self) -> None:
@@ -311,7 +336,8 @@ class _Bridge:
             return
         self.answered = now
         nodes = self.ray.nodes()
-        self.pipe.send(("slots", sum(map(self.wanted.places, nodes))))
+        fit = [node for node in nodes if node["NodeID"] not in self.unfit]
+        self.pipe.send(("slots", sum(map(self.wanted.places, fit))))
         if now - self.ran > _WAIT and not self.said:
             self.said = True
             free = self.ray.available_resources()
