@@ -23,8 +23,8 @@ from typing import Any
 from igr.experiments.runs.stopping import ENDS
 
 _TOKEN = (
-    "; if the head was started with a token, RAY_AUTH_MODE=token has to be set here and on every machine, and"
-    " ~/.ray/auth_token to be the head's"
+    "; if the head was started with a token, RAY_AUTH_MODE=token has to be set here and on every machine, and the"
+    " token to be the head's"
 )
 _PROBE = 60.0  # seconds until a machine must have answered
 _WAIT = 10.0  # seconds without a free place until that is said
@@ -148,7 +148,7 @@ def connect(address: str | None, pipe: Connection) -> Any:
         ray.init(address or "local", log_to_driver=False, include_dashboard=False, logging_level=40)
     except Exception as error:  # ConnectionError, ValueError; RuntimeError where versions differ
         text = f"ray-address: {' '.join(str(error).split())}"
-        if "RAY_AUTH_MODE" not in os.environ:  # Ray says no more than that it failed to connect
+        if isinstance(error, ConnectionError):  # Ray says no more than that it failed
             text += _TOKEN
         raise _Refused(text) from None
     return ray
