@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
+import runpy
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _blocks import ROOT, Blocks, table, write
 from torch import Tensor
 
 from igr import GumbelSoftmax, SoftmaxIGR
 from igr import estimators as E
 
-PAGE = Path(__file__).parent / "estimators.md"
-BEGIN, END = "<!-- which one: begin -->\n", "<!-- which one: end -->\n"
+PAGE = "docs/estimators.md"
 
 
 def declared() -> dict[str, E.Estimator]:
@@ -46,8 +47,8 @@ def declared() -> dict[str, E.Estimator]:
     }
 
 
-def row(name: str, estimator: E.Estimator) -> str:
-    """One line of the table."""
+def row(name: str, estimator: E.Estimator) -> list[str]:
+    """Of the table of what is declared."""
     each = estimator.evaluations_per_sample
     evaluations = {None: "one at every state, K^N", 1: "S"}.get(each, f"{each} S")
     if estimator.min_samples > 1:
@@ -56,21 +57,31 @@ def row(name: str, estimator: E.Estimator) -> str:
     if estimator.max_categories is not None:
         where += f", K = {estimator.max_categories}"
     objective = estimator.target.replace(" objective", "")
-    cells = (name, objective, estimator.bias, evaluations, estimator.f_is.value, where)
-    return f"| {' | '.join(cells)} |\n"
+    return [name, objective, estimator.bias, evaluations, estimator.f_is.value, where]
 
 
-def table() -> str:
-    """The table, in Markdown."""
+def which() -> str:
+    """What every estimator declares."""
     head = ("estimator", "objective", "bias", "calls of f", "f must be", "works for")
-    rows = [row(name, estimator) for name, estimator in declared().items()]
-    return f"| {' | '.join(head)} |\n{'| --- ' * len(head)}|\n{''.join(rows)}"
+    return table(head, [row(name, estimator) for name, estimator in declared().items()])
+
+
+def toy() -> str:
+    """The polynomial toy, as `examples/polynomial_toy.py` makes it of its record."""
+    examples = ROOT / "examples"
+    names = runpy.run_path(str(examples / "polynomial_toy.py"))
+    made: str = names["table"](json.loads((examples / "polynomial_toy.json").read_text()))
+    return made
+
+
+def blocks() -> Blocks:
+    """What belongs between the marks of the page, but for the bias."""
+    return {PAGE: {"which one": which(), "polynomial toy": toy()}}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # bias
 
-BIAS_BEGIN, BIAS_END = "<!-- bias: begin -->\n", "<!-- bias: end -->\n"
 BIASED: dict[str, tuple[Callable[[], E.Estimator], tuple[float, ...]]] = {
     "Pathwise": (E.Pathwise, (0.1, 0.5, 1.0)),
     "RelaxedStraightThrough": (E.RelaxedStraightThrough, (0.1, 0.5, 1.0)),
@@ -122,8 +133,7 @@ def bias_table(draws: int) -> str:
         return leaf.grad.mean(0), leaf.grad.var(0, correction=0) / n
 
     kinds = ("linear", "quadratic", "network")
-    head = f"| estimator | temperature | {' | '.join(kinds)} |\n{'| --- ' * (2 + len(kinds))}|\n"
-    out = {name: f"{name}:\n\n{head}" for name in families}
+    out: dict[str, list[list[str]]] = {name: [] for name in families}
     for label, (make, temperatures) in BIASED.items():
         estimator = make()
         for t in temperatures or (0.5,):
@@ -137,13 +147,9 @@ def bias_table(draws: int) -> str:
                     cells.append(
                         f"{(found - exact).norm() / size:.2f} ({error.sum().sqrt() / size:.2f})"
                     )
-                out[name] += f"| {' | '.join(cells)} |\n"
-    return "\n".join(out.values())
-
-
-def _put(page: str, begin: str, end: str, block: str) -> str:
-    before, _, rest = page.partition(begin)
-    return before + begin + block + end + rest.partition(end)[2]
+                out[name].append(cells)
+    head = ("estimator", "temperature", *kinds)
+    return "\n".join(f"{name}:\n\n{table(head, rows)}" for name, rows in out.items())
 
 
 def main() -> None:
@@ -152,10 +158,9 @@ def main() -> None:
     parser.add_argument("--bias", action="store_true", help="measure the bias anew")
     parser.add_argument("--draws", type=int, default=20_000)
     arguments = parser.parse_args()
-    page = _put(PAGE.read_text(), BEGIN, END, table())
+    write(blocks())
     if arguments.bias:
-        page = _put(page, BIAS_BEGIN, BIAS_END, bias_table(arguments.draws))
-    PAGE.write_text(page)
+        write({PAGE: {"bias": bias_table(arguments.draws)}})
 
 
 if __name__ == "__main__":

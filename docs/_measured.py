@@ -6,11 +6,9 @@ import csv
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
-from _reproduction import _table, written
+from _blocks import ROOT, Blocks, table, write
 
-ROOT = Path(__file__).parent.parent
 RECORDS = json.loads((ROOT / "benchmarks" / "relaxations.json").read_text())
 
 
@@ -30,7 +28,7 @@ def gradients() -> str:
         [f"{t:g}", *(cell for name in families for cell in found[t, name])]
         for t in (0.1, 0.2, 0.5, 1.0)
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def percent(share: float) -> str:
@@ -49,7 +47,7 @@ def finite() -> str:
         for row in RECORDS["finite"]
         if row["temperature"] <= 0.2
     ]
-    return _table(["temperature", *names.values()], rows)
+    return table(["temperature", *names.values()], rows)
 
 
 def demonstration() -> dict[tuple[str, float], list[float]]:
@@ -71,7 +69,7 @@ def temperatures() -> str:
         for family, name in (("igr-i", "`SoftmaxIGR`"), ("gs", "`GumbelSoftmax`"))
         if (of_family := [bounds[family, t] for t in columns])
     ]
-    return _table(["temperature", *(f"{t:g}" for t in columns)], rows)
+    return table(["temperature", *(f"{t:g}" for t in columns)], rows)
 
 
 def three_figures() -> str:
@@ -102,7 +100,7 @@ def toy() -> str:
         "Reinforce(LeaveOneOut())": "`Reinforce(LeaveOneOut())`",
         "StraightThrough": "`StraightThrough`",
     }
-    return _table(
+    return table(
         ["estimator", "loss"],
         [[name, f"{record[key]['loss'][1]:.4f}"] for key, name in names.items()],
     )
@@ -125,10 +123,10 @@ def benchmark(name: str, renamed: dict[str, str], leave_out: Sequence[str] = ())
         low, high = (brief(float(end)) for end in row["spread"].split("-"))
         memory = "" if row["memory_mib"] is None else brief(row["memory_mib"])
         cells.append([work, f"{brief(row['ratio'])} ({low}-{high})", against, memory])
-    return _table(["work", "ratio (quartiles)", "against", "memory, MiB"], cells)
+    return table(["work", "ratio (quartiles)", "against", "memory, MiB"], cells)
 
 
-def blocks() -> dict[str, dict[str, str]]:
+def blocks() -> Blocks:
     """What belongs between the marks of each page."""
     return {
         "README.md": {"three figures": three_figures()},
@@ -170,6 +168,4 @@ def blocks() -> dict[str, dict[str, str]]:
 
 
 if __name__ == "__main__":
-    for page, parts in blocks().items():
-        path = ROOT / page
-        path.write_text(written(path.read_text(), parts))
+    write(blocks())

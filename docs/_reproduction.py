@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
+from _blocks import ROOT, Blocks, table, write
 
 from igr.experiments.paper import figures, results
 from igr.experiments.paper.cells import Cell
@@ -24,13 +24,7 @@ from igr.experiments.paper.specs import FIGURES, SCALES, TABLES, ApproximationFi
 from igr.experiments.runs.records import RunFolder
 from igr.experiments.runs.sweep import mean_and_spread, nats
 
-ROOT = Path(__file__).parent.parent
 FULL = SCALES["full"]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines) + "\n"
 
 
 def _verdict(entry: Entry) -> str:
@@ -45,12 +39,12 @@ def _verdict(entry: Entry) -> str:
 
 def numbers(entries: Sequence[Entry]) -> str:
     """The finished rows of a table on one data set."""
-    table, rows = entries[0].table, []
+    kind, rows = entries[0].table, []
     for entry in entries:
         record = entry.record
         if record is None:
             continue
-        estimates = [nats(*entry.numbers("released_estimate"))] if table.has_released else []
+        estimates = [nats(*entry.numbers("released_estimate"))] if kind.has_released else []
         chosen = record["chosen"]
         rows.append(
             [
@@ -63,9 +57,9 @@ def numbers(entries: Sequence[Entry]) -> str:
                 str(len(record["runs"])),
             ]
         )
-    released = ["released estimate"] if table.has_released else []
-    head = ["model", table.measure_label, *released, "the paper", "less the paper's"]
-    return _table([*head, "temperature, learning rate", "seeds"], rows)
+    released = ["released estimate"] if kind.has_released else []
+    head = ["model", kind.measure_label, *released, "the paper", "less the paper's"]
+    return table([*head, "temperature, learning rate", "seeds"], rows)
 
 
 def gaps(entries: Sequence[Entry]) -> str:
@@ -82,7 +76,7 @@ def gaps(entries: Sequence[Entry]) -> str:
         paper = entry.paper and base.paper
         row.append(f"{entry.paper[0] - base.paper[0]:+.2f}" if paper else "none")
         rows.append(row)
-    return _table(["model less GS", "bound", "released estimate", "the paper"], rows)
+    return table(["model less GS", "bound", "released estimate", "the paper"], rows)
 
 
 def units(entries: Sequence[Entry]) -> str:
@@ -95,7 +89,7 @@ def units(entries: Sequence[Entry]) -> str:
         folders = [RunFolder(results.folder() / run["run"]) for run in record["runs"]]
         relaxed = mean_and_spread([folder.metrics()[-1]["test_elbo"] for folder in folders])
         rows.append([entry.row.label, nats(*entry.ours), nats(*relaxed), nats(*entry.paper)])
-    return _table(
+    return table(
         ["model", "hard units, 1,000 samples", "relaxed units, one sample", "the paper"], rows
     )
 
@@ -106,16 +100,15 @@ NEAR = 5.0  # nats
 def forgiving(entries: Sequence[Entry]) -> str:
     """What a temperature that is not the best one costs each model, all after the same epochs."""
     records = {e.row.label: e.record for e in entries if e.record and "+" not in e.row.name}
-    common = min(figures.bounds_by_temperature(record)[0] for record in records.values())
+    shown = figures.bounds_by_temperature(records)
     rows = []
-    for label, record in records.items():
-        _, bounds = figures.bounds_by_temperature(record, common)
+    for label, (_, bounds) in shown.items():
         best = max(bounds, key=lambda t: bounds[t])
         near = [t for t in bounds if bounds[t] > bounds[best] - NEAR]
         lost = bounds[best] - min(bounds.values())
         rows.append([label, f"{best:g}", f"{min(near):g} to {max(near):g}", f"{lost:.1f}"])
     head = ["model", "best temperature", f"within {NEAR:g} nats of it", "worst of all loses, nats"]
-    return f"After {common} epochs:\n\n{_table(head, rows)}"
+    return f"After {min(epochs for epochs, _ in shown.values())} epochs:\n\n{table(head, rows)}"
 
 
 def approximations() -> str:
@@ -129,7 +122,7 @@ def approximations() -> str:
             label, _, what = fit["label"].partition(": ")
             distances = [f"{fit[when]['total_variation']:.3f}" for when in ("initial", "final")]
             rows.append([name.removeprefix("figure"), label, what, *distances])
-    return _table(["figure", "model", "what is compared", "before", "after"], rows)
+    return table(["figure", "model", "what is compared", "before", "after"], rows)
 
 
 def missing(groups: Sequence[Sequence[Entry]]) -> str:
@@ -140,13 +133,11 @@ def missing(groups: Sequence[Sequence[Entry]]) -> str:
         left = [(e, cells[e.row.name]) for e in group if e.record is None and e.row.name in cells]
         if not left:
             continue
-        table, column = group[0].table, group[0].column
+        column, name = group[0].column, group[0].table.name
         hours = sum(cell.units for _, cell in left) / 3600
-        command = f"igr reproduce {table.name} --scale full --dataset {column.dataset}"
-        rows.append(
-            [f"{table.name}, {column.label}", str(len(left)), f"{hours:.1f}", f"`{command}`"]
-        )
-    return _table(["table", "rows", "core-hours", "command"], rows) if rows else "Nothing.\n"
+        command = f"igr reproduce {name} --scale full --dataset {column.dataset}"
+        rows.append([f"{name}, {column.label}", str(len(left)), f"{hours:.1f}", f"`{command}`"])
+    return table(["table", "rows", "core-hours", "command"], rows) if rows else "Nothing.\n"
 
 
 def _cells(entries: Sequence[Entry]) -> Iterator[tuple[str, Cell]]:
@@ -187,7 +178,7 @@ def halving(records: Sequence[tuple[Entry, Mapping[str, Any]]]) -> str:
         "costs, nats",
         "of the work",
     ]
-    return _table(head, rows) if rows else "No cell has been run both ways yet.\n"
+    return table(head, rows) if rows else "No cell has been run both ways yet.\n"
 
 
 def _count(record: Mapping[str, Any]) -> int:
@@ -230,10 +221,10 @@ def by_lr(entries: Sequence[Entry]) -> str:
             for lr in lrs
         }
         rows.append([entry.row.label, *(f"{b:.2f} at {t:g}" for b, t in best.values())])
-    return _table(["model", *(f"learning rate {lr:g}" for lr in lrs)], rows)
+    return table(["model", *(f"learning rate {lr:g}" for lr in lrs)], rows)
 
 
-def blocks() -> dict[str, dict[str, str]]:
+def blocks() -> Blocks:
     """What belongs between the marks of each page."""
     entries = best_entries(results.folder())
     groups = {
@@ -262,22 +253,9 @@ def blocks() -> dict[str, dict[str, str]]:
     }
 
 
-def written(text: str, parts: Mapping[str, str]) -> str:
-    """A page with its parts as they are now."""
-    for name, block in parts.items():
-        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-        if begin not in text or end not in text:
-            raise ValueError(f"expected {begin.strip()} and {end.strip()} in the page")
-        before, _, rest = text.partition(begin)
-        text = before + begin + block + end + rest.partition(end)[2]
-    return text
-
-
 def main() -> None:
     """Write the pages and draw the pictures."""
-    for page, parts in blocks().items():
-        path = ROOT / page
-        path.write_text(written(path.read_text(), parts))
+    write(blocks())
     entries = best_entries(results.folder())
     for name, figure in FIGURES.items():
         shown = picture(figure, results.folder(), FULL, entries)

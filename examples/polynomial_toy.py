@@ -4,9 +4,9 @@ Minimises E[mean_n |w . b_n - 0.45|^p] for p = 1.5, 2 and 3 at once, as three ru
 number: four normal draws (seed 0), scaled to [0, 1], as in the code of Hooper and Shekhovtsov (2026). 8 samples a step,
 10,000 steps of Adam at 1e-3; the loss is the mean over the samples of the last 200 steps, as there.
 
-    python examples/polynomial_toy.py --out examples/polynomial_toy.json --page docs/estimators.md
+    python examples/polynomial_toy.py --out examples/polynomial_toy.json
 
-trains, writes the record and puts the table into the page; with `--steps 0` it makes the table from the record alone.
+trains, writes the record and prints the table; with `--steps 0` it makes the table from the record alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from igr import estimators as E
 
 POWERS = (1.5, 2.0, 3.0)
 RUNS, VARIABLES, CATEGORIES, SAMPLES, TARGET = len(POWERS), 128, 4, 8, 0.45
-BEGIN, END = "<!-- polynomial toy: begin -->\n", "<!-- polynomial toy: end -->\n"
 
 Make = Callable[[], E.Estimator]
 ESTIMATORS: dict[str, Make] = {
@@ -127,13 +126,12 @@ def table(record: dict) -> str:
 
 
 def main() -> None:
-    """Run everything, write the record, make the table."""
+    """Run everything, write the record, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--only", nargs="*", help="names of estimators")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--out", type=Path, default=Path("polynomial_toy.json"))
-    parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
@@ -151,10 +149,7 @@ def main() -> None:
                 flush=True,
             )
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-    if arguments.page:
-        before, _, rest = arguments.page.read_text().partition(BEGIN)
-        made = before + BEGIN + table(record) + END + rest.partition(END)[2]
-        arguments.page.write_text(made)
+    print(f"\n{table(record)}")
 
 
 if __name__ == "__main__":

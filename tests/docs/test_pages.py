@@ -61,7 +61,7 @@ def test_figures_are_those_of_the_records(name: str, monkeypatch: pytest.MonkeyP
     """`python docs/_reproduction.py` and `docs/_measured.py` write them."""
     pytest.importorskip("igr.experiments.paper.results")
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    pages, written = importlib.import_module(name), importlib.import_module("_reproduction").written
+    pages, written = importlib.import_module(name), importlib.import_module("_blocks").written
     for page, parts in pages.blocks().items():
         text = (ROOT / page).read_text()
         assert written(text, parts) == text, page

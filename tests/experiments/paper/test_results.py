@@ -121,16 +121,22 @@ def test_bounds_by_temperature_are_those_of_the_last_rung_that_all_reached():
             candidate(1e-3, 0.1, 100, -90.0),
         ],
     }
-    assert bounds_by_temperature(record) == (10, {0.1: -100.1, 0.5: -100.2})
+    first = 10, {0.1: -100.1, 0.5: -100.2}
+    assert bounds_by_temperature({"a": record}) == {"a": first}
     longer = [*record["candidates"], *(candidate(1e-3, t, 100, -90.0) for t in (0.1, 0.5))]
     both = {**record, "candidates": longer}
-    assert bounds_by_temperature(both) == (100, {0.1: -90.0, 0.5: -90.0})
-    assert bounds_by_temperature(both, 30) == bounds_by_temperature(record)
-    assert bounds_by_temperature(both, 5) == bounds_by_temperature(record)
+    last = 100, {0.1: -90.0, 0.5: -90.0}
+    assert bounds_by_temperature({"b": both}) == {"b": last}
+    assert bounds_by_temperature({"a": record, "b": both}) == {"a": first, "b": first}
+    later = {**both, "candidates": longer[-2:]}
+    assert bounds_by_temperature({"a": record, "c": later}) == {"a": first, "c": last}
+    single = {**record, "candidates": record["candidates"][:1]}
+    nothing = {**record, "candidates": []}
+    assert bounds_by_temperature({"b": both, "d": single, "e": nothing}) == {"b": last}
+    assert bounds_by_temperature({"e": nothing}) == {}
     for each in record["candidates"]:
         del each["epochs"]  # as records were before there were rungs
-    assert bounds_by_temperature(record) == (100, {0.1: -90.0, 0.5: -100.2})
-    assert bounds_by_temperature({**record, "candidates": []}) == (0, {})
+    assert bounds_by_temperature({"a": record}) == {"a": (100, {0.1: -90.0, 0.5: -100.2})}
 
 
 def test_without_pandas_rows_are_dicts(monkeypatch):

@@ -556,12 +556,7 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
 
 def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
     """Held-out bound against temperature, after the same epochs; whether any row has more than one temperature."""
-    reached = [bounds_by_temperature(record) for record in rows.values()]
-    common = min((epochs for epochs, bounds in reached if len(bounds) > 1), default=0)
-    for i, (label, record) in enumerate(rows.items()):
-        epochs, bounds = bounds_by_temperature(record, common)
-        if len(bounds) < 2:
-            continue
+    for i, (label, (epochs, bounds)) in enumerate(bounds_by_temperature(rows).items()):
         label = f"{label} ({epochs} epoch{'s' * (epochs > 1)})"
         values = [bound if math.isfinite(bound) else math.nan for bound in bounds.values()]
         axes.plot(list(bounds), values, "o-", color=_COLOURS[i], markersize=3, label=label)
@@ -573,18 +568,29 @@ def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: 
 
 
 def bounds_by_temperature(
-    record: Mapping[str, Any], at_most: float = math.inf
-) -> tuple[int, dict[float, float]]:
-    """The epochs that all of a cell's temperatures were trained for, and each one's bound at its best learning rate.
+    records: Mapping[str, Mapping[str, Any]],
+) -> dict[str, tuple[int, dict[float, float]]]:
+    """Of cells with several temperatures: epochs that all of those were trained for, and each one's best bound then.
 
-    Of several such numbers of epochs it is the largest up to `at_most`, or the smallest where all are larger.
+    The epochs are the same for all cells, as far as those were compared after the same ones; the best is that over
+    learning rates.
     """
-    found: dict[int, dict[float, float]] = {}
+    compared = {label: _comparisons(record) for label, record in records.items()}
+    compared = {label: found for label, found in compared.items() if len(found[max(found)]) > 1}
+    common = min(map(max, compared.values()), default=0)
+    shown = {}
+    for label, found in compared.items():
+        epochs = max((e for e in found if e <= common), default=min(found))
+        shown[label] = epochs, dict(sorted(found[epochs].items()))
+    return shown
+
+
+def _comparisons(record: Mapping[str, Any]) -> dict[int, dict[float, float]]:
+    """By epochs at which all of a cell's temperatures were compared: the best bound of each, over learning rates."""
+    found: dict[int, dict[float, float]] = {0: {}}
     for each in record["candidates"]:
         rung = found.setdefault(each.get("epochs", record["scale"]["epochs"]), {})
         best = rung.get(each["temperature"], -math.inf)
         rung[each["temperature"]] = max(best, each["held_out_bound"])
-    most = max(map(len, found.values()), default=0)
-    whole = [epochs for epochs, rung in found.items() if len(rung) == most]
-    epochs = max((e for e in whole if e <= at_most), default=min(whole, default=0))
-    return epochs, dict(sorted(found.get(epochs, {}).items()))
+    most = max(map(len, found.values()))
+    return {epochs: rung for epochs, rung in found.items() if len(rung) == most}
