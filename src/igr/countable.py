@@ -413,12 +413,15 @@ class CountableIGR(Relaxation):
         return parameters.num_coordinates > held
 
     def _fall_short(self, short: Tensor, log_left: Tensor) -> None:
-        share = short.double().mean().item()
-        left = log_left[short].exp()
+        # Rounded down to powers of ten: Python shows a text once, and training would have another one at every step.
+        share, left = (
+            10.0 ** math.floor(math.log10(x.item()))
+            for x in (short.double().mean(), log_left[short].double().exp().max())
+        )
         warnings.warn(
-            f"{share:.2%} of the samples do not reach the precision {self.precision} in the maximum of "
-            f"{self.num_coordinates} coordinates: up to {left.max().item():.3g} of the stick is left, "
-            f"{left.mean().item():.3g} on average, and counted as the category after the last",
+            f"at least {100 * share:g}% of the samples do not reach the precision {self.precision} in the maximum of "
+            f"{self.num_coordinates} coordinates: more than {left:g} of a stick is left, and counted as the category "
+            "after the last",
             PrecisionWarning,
             stacklevel=4,
         )
