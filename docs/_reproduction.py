@@ -112,17 +112,21 @@ def forgiving(entries: Sequence[Entry]) -> str:
 
 
 def approximations() -> str:
-    """How close the fits of the figures of approximations came to their targets."""
-    rows = []
+    """How close the fits of the figures of approximations came to their targets, after their steps."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for name, figure in FIGURES.items():
         if not isinstance(figure, ApproximationFigure):
             continue
         record = figures.FigureJob(figure, FULL).record(results.folder())
         for fit in itertools.chain.from_iterable(record["rows"] if record else []):
             label, _, what = fit["label"].partition(": ")
-            distances = [f"{fit[when]['total_variation']:.3f}" for when in ("initial", "final")]
-            rows.append([name.removeprefix("figure"), label, what, *distances])
-    return table(["figure", "model", "what is compared", "before", "after"], rows)
+            number, temperature = name.removeprefix("figure"), what.rpartition(" ")[2]
+            distance = f"{fit['final']['total_variation']:.3f}"
+            if fit["how"] == "mean":
+                distance += f", temperature {temperature}"
+            found.setdefault((number, label), {})[fit["how"]] = distance
+    head = ["figure", "model", "recovered distribution", "E[z]"]
+    return table(head, [[*key, d.get("hard", ""), d["mean"]] for key, d in found.items()])
 
 
 def missing(groups: Sequence[Sequence[Entry]]) -> str:
