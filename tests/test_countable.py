@@ -268,7 +268,8 @@ def test_running_past_a_maximum_says_by_how_much(learned: bool) -> None:
     )
     q = CountableIGR(parameters, 0.5)
     with pytest.warns(
-        PrecisionWarning, match=r"^at least 100% of the samples .* of 8 coordinates: more than 0\.1 of"
+        PrecisionWarning,
+        match=r"^at least 100% of the samples .* of 8 coordinates: more than 0\.1 of",
     ):
         z = q.rsample((50,))
     assert z.shape == (50, 9)
