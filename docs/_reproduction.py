@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -70,13 +70,14 @@ def gaps(entries: Sequence[Entry]) -> str:
         if name == "gs" or "+" in name:
             continue
         row = [entry.row.label]
-        for key in ("bound", "released_estimate"):
+        for key in ("elbo", "bound", "released_estimate"):
             (ours, spread), (theirs, other) = entry.numbers(key), base.numbers(key)
             row.append(f"{ours - theirs:+.2f} ± {math.hypot(spread, other):.2f}")
         paper = entry.paper and base.paper
         row.append(f"{entry.paper[0] - base.paper[0]:+.2f}" if paper else "none")
         rows.append(row)
-    return table(["model less GS", "bound", "released estimate", "the paper"], rows)
+    head = ["model less GS", "ELBO (m = 1)", "bound (m = 1,000)", "released estimate", "the paper"]
+    return table(head, rows)
 
 
 def units(entries: Sequence[Entry]) -> str:
@@ -103,10 +104,18 @@ def forgiving(entries: Sequence[Entry]) -> str:
     shown = figures.bounds_by_temperature(records)
     rows = []
     for label, (_, bounds) in shown.items():
+        temperatures = list(bounds)
         best = max(bounds, key=lambda t: bounds[t])
-        near = [t for t in bounds if bounds[t] > bounds[best] - NEAR]
+        low = high = temperatures.index(best)
+        while low > 0 and bounds[temperatures[low - 1]] > bounds[best] - NEAR:
+            low -= 1
+        while high + 1 < len(bounds) and bounds[temperatures[high + 1]] > bounds[best] - NEAR:
+            high += 1
+        near = f"{temperatures[low]:g} to {temperatures[high]:g}"
+        if high + 1 == len(bounds):
+            near += ", the highest tried"
         lost = bounds[best] - min(bounds.values())
-        rows.append([label, f"{best:g}", f"{min(near):g} to {max(near):g}", f"{lost:.1f}"])
+        rows.append([label, f"{best:g}", near, f"{lost:.1f}"])
     head = ["model", "best temperature", f"within {NEAR:g} nats of it", "worst of all loses, nats"]
     return f"After {min(epochs for epochs, _ in shown.values())} epochs:\n\n{table(head, rows)}"
 
@@ -129,33 +138,37 @@ def approximations() -> str:
     return table(head, [[*key, d.get("hard", ""), d["mean"]] for key, d in found.items()])
 
 
-def missing(groups: Sequence[Sequence[Entry]]) -> str:
+def missing(entries: Sequence[Entry]) -> str:
     """What has not been run, by table and data set, and how long that takes on one core."""
     rows = []
-    for group in groups:
-        cells = dict(_cells(group))
-        left = [(e, cells[e.row.name]) for e in group if e.record is None and e.row.name in cells]
-        if not left:
+    done = {_place(entry) for entry in entries if entry.record is not None}
+    groups: dict[tuple[str, str], list[tuple[Entry, Cell]]] = {}
+    for entry, cell in make_plan(list(TABLES), "full", Options()).entries:
+        group = groups.setdefault(_place(entry)[:2], [])
+        if _place(entry) not in done:
+            group.append((entry, cell))
+    for (name, dataset), group in groups.items():
+        if not group:
             continue
-        column, name = group[0].column, group[0].table.name
-        hours = sum(cell.units for _, cell in left) / 3600
-        command = f"igr reproduce {name} --scale full --dataset {column.dataset}"
-        rows.append([f"{name}, {column.label}", str(len(left)), f"{hours:.1f}", f"`{command}`"])
+        hours = sum(cell.units for _, cell in group) / 3600
+        command = f"igr reproduce {name} --scale full --dataset {dataset}"
+        if any(place[:2] == (name, dataset) for place in done):
+            command += "".join(f" --row {entry.row.name}" for entry, _ in group)
+        label = f"{name}, {group[0][0].column.label}"
+        rows.append([label, str(len(group)), f"{hours:.1f}", f"`{command}`"])
     return table(["table", "rows", "core-hours", "command"], rows) if rows else "Nothing.\n"
 
 
-def _cells(entries: Sequence[Entry]) -> Iterator[tuple[str, Cell]]:
-    first = entries[0]
-    options = Options(datasets=(first.column.dataset,))
-    for entry, cell in make_plan([first.table.name], "full", options).entries:
-        if (entry.table, entry.column) == (first.table, first.column):
-            yield entry.row.name, cell
+def _place(entry: Entry) -> tuple[str, str, str]:
+    return entry.table.name, entry.column.dataset, entry.row.name
 
 
-def halving(records: Sequence[tuple[Entry, Mapping[str, Any]]]) -> str:
+def halving(entries: Sequence[Entry]) -> str:
     """Where all candidates were trained to the end: what halving would have chosen, and what that costs."""
     rows = []
-    for entry, record in records:
+    for entry in entries:
+        if (record := entry.record) is None:
+            continue
         candidates = record["candidates"]
         compared = sorted({each["epochs"] for each in candidates})
         if len(compared) < 2 or len(candidates) < len(compared) * _count(record):
@@ -193,8 +206,7 @@ def _halved(
     record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
 ) -> tuple[int, tuple[float, float]]:
     """Epochs trained in all, and the learning rate and temperature chosen, by halving among what was scored."""
-    entries = make_plan(["table1"], "full", Options(rows=("igr-i",), datasets=("mnist",))).entries
-    rungs = entries[0][1].rungs()
+    rungs = Cell("mnist", {}, FULL, FULL.temperatures, FULL.lrs).rungs()
     trained, finalists = 0, []
     for lr in record["scale"]["lrs"]:
         left, before = list(record["scale"]["temperatures"]), 0
@@ -207,25 +219,38 @@ def _halved(
 
 
 def by_lr(entries: Sequence[Entry]) -> str:
-    """The best held-out bound of each learning rate, after as many epochs as the best temperatures were trained for."""
+    """The best held-out bound of each learning rate, among the temperatures that were trained to the end."""
     rows = []
-    lrs: list[float] = []
     for entry in entries:
-        record = entry.record
-        if record is None or not record["candidates"]:
+        found = _ends(entry)
+        if found.keys() != set(FULL.lrs):
             continue
-        lrs = record["scale"]["lrs"]
-        last = max(c["epochs"] for c in record["candidates"])
-        best = {
-            lr: max(
-                (c["held_out_bound"], c["temperature"])
-                for c in record["candidates"]
-                if (c["lr"], c["epochs"]) == (lr, last)
-            )
-            for lr in lrs
-        }
-        rows.append([entry.row.label, *(f"{b:.2f} at {t:g}" for b, t in best.values())])
-    return table(["model", *(f"learning rate {lr:g}" for lr in lrs)], rows)
+        best = [max((b, t) for t, b in found[lr].items()) for lr in FULL.lrs]
+        count = max(map(len, found.values()))
+        rows.append([entry.row.label, *(f"{b:.2f} at {t:g}" for b, t in best), f"{count}"])
+    head = ["model", *(f"learning rate {lr:g}" for lr in FULL.lrs), "temperatures of each"]
+    return table(head, rows)
+
+
+def grid(entry: Entry) -> str:
+    """Held-out bounds of all candidates that were trained to the end."""
+    found = _ends(entry)
+    rows = [
+        [f"{t:g}", *(f"{found[lr][t]:.2f}" if t in found[lr] else "" for lr in FULL.lrs)]
+        for t in sorted(set().union(*found.values()))
+    ]
+    return table(["temperature", *(f"learning rate {lr:g}" for lr in FULL.lrs)], rows)
+
+
+def _ends(entry: Entry) -> dict[float, dict[float, float]]:
+    """Held-out bounds after the last epoch, by learning rate and temperature."""
+    found: dict[float, dict[float, float]] = {}
+    candidates = entry.record["candidates"] if entry.record else []
+    last = max((c["epochs"] for c in candidates), default=0)
+    for each in candidates:
+        if each["epochs"] == last:
+            found.setdefault(each["lr"], {})[each["temperature"]] = each["held_out_bound"]
+    return found
 
 
 def blocks() -> Blocks:
@@ -236,7 +261,6 @@ def blocks() -> Blocks:
         for name in TABLES
         for group in by_column([e for e in entries if e.table.name == name])
     }
-    done = [(e, e.record) for e in entries if e.record is not None]
     autoencoders = [
         e for e in groups["released mnist"] if e.row.settings.get("architecture") != "sop"
     ]
@@ -248,9 +272,10 @@ def blocks() -> Blocks:
     page["units"] = units(groups["released mnist"])
     page["forgiving"] = forgiving(groups["table1 mnist"])
     page["approximations"] = approximations()
-    page["halving"] = halving(done)
+    page["halving"] = halving(entries)
     page["learning rates"] = by_lr(groups["table1 mnist"])
-    page["missing"] = missing(list(groups.values()))
+    page["grid"] = grid(next(e for e in groups["table1 mnist"] if e.row.name == "gs"))
+    page["missing"] = missing(entries)
     return {
         "docs/reproduction.md": page,
         "README.md": {"table1 mnist": page["table1 mnist"]},

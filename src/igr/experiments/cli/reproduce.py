@@ -36,7 +36,9 @@ def reproduce(
     ],
     scale: Annotated[
         str,
-        option("smoke: a minute or two for all; short: half an hour; full: as published.", SCALES),
+        option(
+            "smoke: a minute or two for all; short: half an hour; full: the paper's sizes.", SCALES
+        ),
     ] = "short",
     row: Annotated[list[str], option("Only this row, such as igr-i; may be repeated.")] = [],  # noqa: B006
     dataset: Annotated[list[str], option("Only this data set; may be repeated.", COLUMNS)] = [],  # noqa: B006

@@ -268,7 +268,12 @@ def best_entries(root: Path) -> list[Entry]:
         for row in table.rows:
             for column in _columns(table, row):
                 wanted = column.dataset, settings_of(table, row, column)
-                found = [r for r in records if (r["dataset"], r["settings"]) == wanted]
+                found = [
+                    record
+                    for record in records
+                    if (record["dataset"], record["settings"]) == wanted
+                    and (row.lrs is None or {*record["scale"]["lrs"]} <= {*row.lrs})
+                ]
                 record = max(found, key=_worth, default=None)
                 entries.append(Entry(table, row, column, record))
     return entries
