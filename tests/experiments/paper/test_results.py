@@ -139,6 +139,19 @@ def test_bounds_by_temperature_are_those_of_the_last_rung_that_all_reached():
     assert bounds_by_temperature({"a": record}) == {"a": (100, {0.1: -90.0, 0.5: -100.2})}
 
 
+def test_rows_of_certain_learning_rates_take_no_records_of_others():
+    """`igr-i` of table 1 and `igr-i+lrs` differ in nothing else."""
+    entries = {(e.table.name, e.row.name): e for e in plan.best_entries(results.folder())}
+    chosen = [e for e in entries.values() if e.record is not None and e.row.lrs]
+    if not chosen:
+        pytest.skip("no results of such rows have been committed")
+    for entry in chosen:
+        assert entry.record is not None and entry.row.lrs is not None
+        assert {*entry.record["scale"]["lrs"]} <= {*entry.row.lrs}, entry.row.name
+    table1 = entries["table1", "igr-i"].record
+    assert table1 is None or len(table1["scale"]["lrs"]) == 3
+
+
 def test_without_pandas_rows_are_dicts(monkeypatch):
     monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None)
     assert all(isinstance(row, dict) for row in igr.experiments.results())
