@@ -150,6 +150,15 @@ def blocks() -> Blocks:
                 },
                 leave_out=("import igr", "along dim"),
             ),
+            "training steps": benchmark(
+                "vae_step",
+                {
+                    "igr-i:": "IGR-I:",
+                    "igr-sb:": "IGR-SB:",
+                    "igr-planar:": "IGR-Planar:",
+                    "gs:": "Gumbel-Softmax:",
+                },
+            ),
             "recovery": benchmark(
                 "recovery",
                 {
