@@ -206,9 +206,10 @@ def _halved(
     record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
 ) -> tuple[int, tuple[float, float]]:
     """Epochs trained in all, and the learning rate and temperature chosen, by halving among what was scored."""
-    rungs = Cell("mnist", {}, FULL, FULL.temperatures, FULL.lrs).rungs()
+    lrs = tuple(record["scale"]["lrs"])
+    rungs = Cell("mnist", {}, FULL, FULL.temperatures, lrs).rungs()
     trained, finalists = 0, []
-    for lr in record["scale"]["lrs"]:
+    for lr in lrs:
         left, before = list(record["scale"]["temperatures"]), 0
         for epochs, count in rungs:
             trained += len(left) * (epochs - before)
