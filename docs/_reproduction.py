@@ -241,7 +241,7 @@ def by_lr(entries: Sequence[Entry]) -> str:
     rows = []
     for entry in entries:
         found = _ends(entry)
-        if not 1 < len(found.keys() & set(FULL.lrs)):
+        if not len(found.keys() & set(FULL.lrs)) > 1:
             continue
         cells = []
         for lr in FULL.lrs:
