@@ -95,23 +95,6 @@ def units(entries: Sequence[Entry]) -> str:
     )
 
 
-def sign(entries: Sequence[Entry]) -> str:
-    """The released estimate with both signs of the KL, of a model that was trained with the wrong one."""
-    rows = []
-    for entry in entries:
-        if entry.record is None or entry.row.settings.get("kl_weight") != -1.0 or not entry.paper:
-            continue
-        (estimate, _), (kl, _) = entry.numbers("released_estimate"), entry.numbers("kl")
-        epochs = str(entry.record["scale"]["epochs"])
-        flipped = estimate + 2 * kl
-        bound = nats(*entry.ours)
-        rows.append(
-            [epochs, bound, f"{kl:.2f}", f"{estimate:.2f}", f"{flipped:.2f}", nats(*entry.paper)]
-        )
-    head = ["epochs", "bound", "KL", "log mean p - KL", "log mean p + KL, as released", "the paper"]
-    return table(head, rows)
-
-
 NEAR = 5.0  # nats
 
 
@@ -288,7 +271,6 @@ def blocks() -> Blocks:
     }
     page["gaps"] = gaps(groups["table1 mnist"])
     page["units"] = units(groups["released mnist"])
-    page["sign"] = sign(groups["released mnist"])
     page["forgiving"] = forgiving(groups["table1 mnist"])
     page["approximations"] = approximations()
     page["halving"] = halving(entries)
