@@ -316,7 +316,7 @@ TABLES = _by_name(
                 " + RELAX, KL subtracted",
                 settings={**_NONLINEAR, "estimator": "relax", "kl_weight": -1.0},
                 temperatures=(0.15,),
-                lrs=(1e-3,),
+                lrs=(1e-4,),
                 errata=("E7",),
             ),
             *(
