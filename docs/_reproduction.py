@@ -154,20 +154,21 @@ def approximations() -> str:
 
 
 def missing(entries: Sequence[Entry]) -> str:
-    """What has not been run, by table and data set, and how long that takes on one core."""
+    """What has not been run, or not with a choice of its own, by table and data set; and the hours on one core."""
     rows = []
-    done = {_place(entry) for entry in entries if entry.record is not None}
+    records = {_place(entry): entry.record for entry in entries if entry.record is not None}
     groups: dict[tuple[str, str], list[tuple[Entry, Cell]]] = {}
     for entry, cell in make_plan(list(TABLES), "full", Options()).entries:
         group = groups.setdefault(_place(entry)[:2], [])
-        if _place(entry) not in done:
+        record, chooses = records.get(_place(entry)), len(cell.temperatures) * len(cell.lrs) > 1
+        if record is None or (chooses and not record["candidates"]):
             group.append((entry, cell))
     for (name, dataset), group in groups.items():
         if not group:
             continue
         hours = sum(cell.units for _, cell in group) / 3600
         command = f"igr reproduce {name} --scale full --dataset {dataset}"
-        if any(place[:2] == (name, dataset) for place in done):
+        if any(place[:2] == (name, dataset) for place in records):
             command += "".join(f" --row {entry.row.name}" for entry, _ in group)
         label = f"{name}, {group[0][0].column.label}"
         rows.append([label, str(len(group)), f"{hours:.1f}", f"`{command}`"])
