@@ -25,6 +25,7 @@ from igr.experiments.runs.records import RunFolder
 from igr.experiments.runs.sweep import mean_and_spread, nats
 
 FULL = SCALES["full"]
+LRS = tuple(f"learning rate {lr:g}" for lr in FULL.lrs)
 
 
 def _verdict(entry: Entry) -> str:
@@ -240,15 +241,14 @@ def by_lr(entries: Sequence[Entry]) -> str:
     rows = []
     for entry in entries:
         found = _ends(entry)
-        if not len(found.keys() & set(FULL.lrs)) > 1:
+        if len(found) < 2:
             continue
         cells = []
         for lr in FULL.lrs:
             best = max(((b, t) for t, b in found.get(lr, {}).items()), default=None)
             cells.append(f"{best[0]:.2f} at {best[1]:g}" if best else "")
         rows.append([entry.row.label, *cells, f"{max(map(len, found.values()))}"])
-    head = ["model", *(f"learning rate {lr:g}" for lr in FULL.lrs), "temperatures of each"]
-    return table(head, rows)
+    return table(["model", *LRS, "temperatures of each"], rows)
 
 
 def grid(entry: Entry) -> str:
@@ -258,7 +258,7 @@ def grid(entry: Entry) -> str:
         [f"{t:g}", *(f"{found[lr][t]:.2f}" if t in found[lr] else "" for lr in FULL.lrs)]
         for t in sorted(set().union(*found.values()))
     ]
-    return table(["temperature", *(f"learning rate {lr:g}" for lr in FULL.lrs)], rows)
+    return table(["temperature", *LRS], rows)
 
 
 def _ends(entry: Entry) -> dict[float, dict[float, float]]:

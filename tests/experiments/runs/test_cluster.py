@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -25,31 +26,17 @@ from rich.console import Console
 
 from igr.experiments.errors import ConfigError
 from igr.experiments.paper.cells import Cell
-from igr.experiments.paper.specs import Scale
 from igr.experiments.runs import bridge, cluster, driver
 from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.stopping import Interrupted
 from left import records
+from tiny import TINY
 
 exceptions = pytest.importorskip(
     "ray.exceptions", reason="Ray is not installed: pip install 'igr[ray]'"
 )
 
-SCALE = Scale(
-    "tiny",
-    "",
-    temperatures=(0.1, 0.5, 1.0),
-    lrs=(1e-3, 1e-2),
-    seeds=2,
-    epochs=4,
-    train_images=120,
-    held_out=20,
-    test_images=10,
-    choice_samples=5,
-    samples=10,
-    stand_in="digits",
-    rungs=((0.5, 1 / 2),),
-)
+SCALE = dataclasses.replace(TINY, temperatures=(0.1, 0.5, 1.0), epochs=4, rungs=((0.5, 1 / 2),))
 CELL = Cell("mnist", {"family": "igr-i"}, SCALE, SCALE.temperatures, SCALE.lrs)
 
 

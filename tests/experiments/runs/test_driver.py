@@ -15,13 +15,14 @@ import pytest
 from rich.console import Console
 
 from igr.experiments.paper.cells import Cell
-from igr.experiments.paper.specs import CHOICES, Scale
+from igr.experiments.paper.specs import CHOICES
 from igr.experiments.runs import driver
 from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.driver import Failed
 from igr.experiments.runs.engines import Here, Processes, cores
 from igr.experiments.runs.jobs import Context, Steps
 from left import records
+from tiny import TINY
 
 QUIET = Console(file=io.StringIO(), width=200)
 
@@ -48,19 +49,12 @@ class Simulated(Here):
         super().poll(seconds)
 
 
-SCALE = Scale(
-    "tiny",
-    "",
+SCALE = dataclasses.replace(
+    TINY,
     temperatures=tuple(k / 10 for k in range(1, 11)),
     lrs=(1e-4, 3e-4, 1e-3),
     seeds=5,
     epochs=10,
-    train_images=120,
-    held_out=20,
-    test_images=10,
-    choice_samples=5,
-    samples=10,
-    stand_in="digits",
 )
 
 

@@ -22,7 +22,7 @@ from igr.experiments import cli, data
 from igr.experiments.errors import RecordError
 from igr.experiments.files import Busy
 from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
-from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES, Scale
+from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES
 from igr.experiments.runs import driver, sweep, train
 from igr.experiments.runs.driver import Failed
 from igr.experiments.runs.jobs import Job, locked
@@ -32,26 +32,12 @@ from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.trainer import StackTrainer
 from left import records
-
-SCALE = Scale(
-    "tiny",
-    "",
-    temperatures=(0.1, 1.0),
-    lrs=(1e-3, 1e-2),
-    seeds=2,
-    epochs=3,
-    train_images=120,
-    held_out=20,
-    test_images=10,
-    choice_samples=5,
-    samples=10,
-    stand_in="digits",
-)
+from tiny import TINY
 
 
 def tiny(**settings: object) -> Cell:
     """A cell of two temperatures, two learning rates and two seeds on a few digits."""
-    return Cell("mnist", {"family": "igr-i", **settings}, SCALE, SCALE.temperatures, SCALE.lrs)
+    return Cell("mnist", {"family": "igr-i", **settings}, TINY, TINY.temperatures, TINY.lrs)
 
 
 def run(root: Path, *jobs: Job) -> None:
@@ -136,7 +122,7 @@ class TestCell:
         assert cell.candidates() == []
 
     def test_more_seeds_use_the_candidates_that_are_there(self):
-        more = dataclasses.replace(tiny(), scale=dataclasses.replace(SCALE, seeds=5))
+        more = dataclasses.replace(tiny(), scale=dataclasses.replace(TINY, seeds=5))
         assert more.name != tiny().name
         assert [s.name for s in more.candidates()] == [s.name for s in tiny().candidates()]
 
@@ -171,13 +157,13 @@ class TestCell:
             assert torch.equal(value, weights[1][name])
 
 
-HALVING = dataclasses.replace(SCALE, epochs=10, rungs=CHOICES["halving"])
+HALVING = dataclasses.replace(TINY, epochs=10, rungs=CHOICES["halving"])
 
 
 def halved(**wishes: object) -> Cell:
     """A cell of six temperatures and two learning rates that chooses by halving."""
     scale = dataclasses.replace(HALVING, **wishes)
-    return Cell("mnist", {"family": "igr-i"}, scale, (0.05, 0.1, 0.3, 0.5, 1.0, 2.0), SCALE.lrs)
+    return Cell("mnist", {"family": "igr-i"}, scale, (0.05, 0.1, 0.3, 0.5, 1.0, 2.0), TINY.lrs)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +177,7 @@ def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestHalving:
     def test_the_better_go_on_within_each_learning_rate(self, halved_once):
         (record,) = read_cells(halved_once)
-        for lr in SCALE.lrs:
+        for lr in TINY.lrs:
             rungs = [
                 {
                     c["temperature"]: c["held_out_bound"]
@@ -410,7 +396,7 @@ def test_a_data_set_that_is_too_small_is_named(tmp_path):
 def test_missing_data_lose_nothing(done, tmp_path, monkeypatch):
     monkeypatch.setenv("IGR_DATA", str(tmp_path / "nowhere"))
     before = records(done)
-    cell = dataclasses.replace(tiny(), scale=dataclasses.replace(SCALE, stand_in=None))
+    cell = dataclasses.replace(tiny(), scale=dataclasses.replace(TINY, stand_in=None))
     sweep._dataset.cache_clear()
     with pytest.raises(Failed, match="IGR_DATA"):
         run(done, tiny(), cell)
