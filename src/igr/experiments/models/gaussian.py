@@ -130,6 +130,8 @@ class SoftmaxIGRFamily(GaussianFamily):
         return functional.softmax_plus_plus(y, temperature, dim=-2)
 
     def categories_of(self, y: Tensor) -> Tensor:
+        if y.shape[-2] == 1:
+            return (y.squeeze(-2) < 0).long()
         return winner(F.pad(y, (0, 0, 0, 1)))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import igr
 from igr import functional
-from igr.experiments.models.family import Family
+from igr.experiments.models.family import Family, winner
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ class GumbelSoftmaxFamily(Family):
         else:
             log_q = self._mean_log_q(temperature)
         return z, (log_q - log_p).sum(-1)
+
+    def categories(self, parameters: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
+        return winner(parameters + noise)
 
     def _mean_log_q(self, temperature: Tensor) -> Tensor:
         r"""Mean of the log-density of log z: exp(-noise) is exponential, and the sum of K of them Gamma(K, 1)."""
