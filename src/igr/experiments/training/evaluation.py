@@ -21,6 +21,7 @@ from igr.experiments.streams import stream
 _ROWS = 1024
 _ROWS_ON_CUDA = 2**17
 _ROWS_DRAWN = 8192  # samples drawn at once: with fewer, a second core has nothing to share
+_IMAGES = 500  # scored at once: the quadratures of so many share their nodes, and a stop waits for seconds
 _DRAWS = 2**22  # categories drawn at once, which bounds the memory that drawing takes
 
 
@@ -194,8 +195,8 @@ def evaluate(
     """Mean scores of a stack of one over images ``(n, D)``; `advance` is told of every image done."""
     start = time.perf_counter()
     scores: list[Tensor] = []
-    for first in range(0, len(images), 100):
-        some = images[first : first + 100].to(model.temperatures.device)
+    for first in range(0, len(images), _IMAGES):
+        some = images[first : first + _IMAGES].to(model.temperatures.device)
         part = vars(score_images(model, some, samples=samples, seed=seed, first=first))
         scores.append(torch.stack(list(part.values())).double().cpu())
         advance(scores[-1].shape[1])
