@@ -16,7 +16,7 @@ from igr.experiments.models.gaussian import SoftmaxIGRFamily
 
 _DRAWS = 1000  # of each image's code, to estimate its recovered distribution
 _ADDED = 1e-6  # to each frequency, so that no category is ruled out
-_AT_ONCE = 2**22  # numbers drawn at once, which bounds the memory that takes
+_AT_ONCE = 2**19  # numbers drawn at once: those stay in the caches
 
 
 @dataclass(frozen=True)
