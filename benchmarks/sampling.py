@@ -21,6 +21,7 @@ from harness import Row, compare, options, report
 from igr import functional as fn
 
 SHAPES = {(100, 20, 10): 200, (1000, 20, 10): 60, (64, 50_000): 15}
+LOGITS = {(100, 10): 50, (100, 20, 10): 20, (1000, 20, 10): 8}
 TARGETS = {
     "sample": (0.6, 0.45, 0.35),
     "sample and KL": (0.8, 0.6, 0.6),
@@ -58,6 +59,21 @@ def sampling(
     def torchs() -> None:
         z = F.gumbel_softmax(logits, temperature)
         backward(torch.vdot(z.flatten(), weights.flatten()), logits)
+
+    return ours, torchs
+
+
+def from_logits(shape: tuple[int, ...]) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The same logits on both sides, for ours solved for the location at each call."""
+    logits = torch.randn(shape, requires_grad=True)
+    weights = torch.randn(shape).flatten()
+
+    def ours() -> None:
+        q = igr.SoftmaxIGR.from_logits(logits, TEMPERATURE)
+        backward(torch.vdot(q.rsample().flatten(), weights), logits)
+
+    def torchs() -> None:
+        backward(torch.vdot(F.gumbel_softmax(logits, TEMPERATURE).flatten(), weights), logits)
 
     return ours, torchs
 
@@ -162,6 +178,15 @@ def main() -> None:
                 repeats=repeats,
             )
         )
+    for shape, usual in LOGITS.items():
+        ours, torchs = from_logits(shape)
+        name = f"SoftmaxIGR.from_logits, sample {shape}"
+        repeats = chosen.repeats or usual
+        rows.append(compare(name, ours, "F.gumbel_softmax", torchs, None, repeats=repeats))
+    shape = (100, 10)
+    ours, torchs = sampling(shape, False)
+    name = f"igr_softmax, sample {shape}"
+    rows.append(compare(name, ours, "F.gumbel_softmax", torchs, None, repeats=chosen.repeats or 200))
     # Where most weights underflow: on a CPU torch's exp takes up to 150 times as long there.
     shape = (1000, 20, 10)
     ours, torchs = sampling(shape, False, temperature=0.01)

@@ -50,26 +50,55 @@ def finite() -> str:
     return table(["temperature", *names.values()], rows)
 
 
-def demonstration() -> dict[tuple[str, float], list[float]]:
-    """The bounds of the seeds, by family and temperature."""
-    bounds: dict[tuple[str, float], list[float]] = {}
+def demonstration(column: str) -> dict[tuple[str, float], list[float]]:
+    """A column of the record, for each seed, by family and temperature."""
+    numbers: dict[tuple[str, float], list[float]] = {}
     with (ROOT / "benchmarks" / "temperatures.csv").open() as file:
         for run in csv.DictReader(file):
             key = run["family"], float(run["temperature"])
-            bounds.setdefault(key, []).append(float(run["bound"]))
-    return bounds
+            numbers.setdefault(key, []).append(float(run[column]))
+    return numbers
 
 
-def temperatures() -> str:
-    """The demonstration: bounds by family and temperature."""
-    bounds = demonstration()
-    columns = sorted({t for _, t in bounds})
+def temperatures(column: str = "bound") -> str:
+    """The demonstration: what was measured, by family and temperature."""
+    numbers = demonstration(column)
+    columns = sorted({t for _, t in numbers})
     rows = [
         [name, *(f"{statistics.mean(b):.1f} ± {statistics.stdev(b):.1f}" for b in of_family)]
         for family, name in (("igr-i", "`SoftmaxIGR`"), ("gs", "`GumbelSoftmax`"))
-        if (of_family := [bounds[family, t] for t in columns])
+        if (of_family := [numbers[family, t] for t in columns])
     ]
     return table(["temperature", *(f"{t:g}" for t in columns)], rows)
+
+
+PROGRAMS = (
+    ("discrete_vae", "autoencoder of digits, hard codes", "bound", "IGR", "IGR, learned scales"),
+    ("mixture_of_experts", "router of experts", "accuracy", "IGR", "IGR, learned scales"),
+    ("masked_policy", "policy with a mask", "right answers", "IGR", "IGR, learned scales"),
+    ("hard_attention", "where to look", "accuracy", "IGR, scales of 1", "IGR"),
+    ("feature_selection", "choice of features", "accuracy", "", "IGR"),
+    ("number_of_components", "clusters of wines", "agreement with the cultivars", "", "IGR"),
+    ("pyro_model", "outliers in Pyro", "error of the outliers' probabilities", "", "IGR"),
+    ("zuko_flow", "density of flowers", "log-density of flowers not seen", "", "IGR"),
+)
+"""Tutorial, task, measure, and what its record calls IGR with scales of 1 and with learned ones."""
+
+
+def programs() -> str:
+    """What the tutorials came to."""
+    rows = []
+    for name, task, measure, *igrs in PROGRAMS:
+        record = json.loads((ROOT / "examples" / "tutorials" / f"{name}.json").read_text())
+        cells = []
+        for row in ("Gumbel-Softmax", *igrs):
+            values = [run[measure] for run in record.get(row, ())]
+            cells.append(
+                f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" if values else ""
+            )
+        rows.append([task, measure, *cells, f"`{name}.py`"])
+    head = ["task", "measure", "Gumbel-Softmax", "IGR, scales of 1", "IGR, learned", "tutorial"]
+    return table(head, rows)
 
 
 def three_figures() -> str:
@@ -79,8 +108,8 @@ def three_figures() -> str:
     ratio = next(row["ratio"] for row in speed if row["work"] == work)
     row = next(row for row in RECORDS["finite"] if row["temperature"] == 0.05)
     torchs, ours = percent(row["torch"]), percent(row["SoftmaxIGR"])
-    return f"""- **Fast.** A sample and its gradient take {ratio:.2f} of the time of `F.gumbel_softmax` on one CPU core,
-  for 20,000 variables of 10 categories; [more](docs/performance.md).
+    return f"""- **Fast.** A sample of `igr_softmax` and its gradient take {ratio:.2f} of the time of `F.gumbel_softmax` on one
+  CPU core, for 20,000 variables of 10 categories; [more](docs/performance.md). A GPU has not been tried.
 - **Finite.** At temperature 0.05, {torchs} of torch's relaxed samples have a log-density that is NaN or infinite in
   float32, and {ours} of ours; [more](docs/choosing.md#low-temperatures).
 - **Forgiving.** The bound of a discrete autoencoder on digits, by temperature, in nats (higher is better; `igr demo`, 3
@@ -110,20 +139,36 @@ def brief(x: float) -> str:
     return f"{x:.2f}" if x < 10 else f"{x:.0f}"
 
 
-def benchmark(name: str, renamed: dict[str, str], leave_out: Sequence[str] = ()) -> str:
+def benchmark(
+    name: str, renamed: dict[str, str], leave_out: Sequence[str] = (), only: Sequence[str] = ("",)
+) -> str:
     """The rows of a benchmark's record, without what is said of the project rather than of the library."""
     rows = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())["rows"]
     cells = []
     for row in rows:
-        if any(part in row["work"] for part in leave_out):
+        work = row["work"]
+        if any(part in work for part in leave_out) or not any(part in work for part in only):
             continue
-        work, against = row["work"], row["against"]
+        against = row["against"]
         for old, new in renamed.items():
             work, against = work.replace(old, new), against.replace(old, new)
         low, high = (brief(float(end)) for end in row["spread"].split("-"))
         memory = "" if row["memory_mib"] is None else brief(row["memory_mib"])
         cells.append([work, f"{brief(row['ratio'])} ({low}-{high})", against, memory])
     return table(["work", "ratio (quartiles)", "against", "memory, MiB"], cells)
+
+
+SAMPLING = {
+    "igr_softmax": "`igr_softmax`",
+    "F.gumbel_softmax": "`F.gumbel_softmax`",
+    "SoftmaxIGR.from_logits": "`SoftmaxIGR.from_logits`",
+    "SoftmaxIGR,": "`SoftmaxIGR`:",
+    "RelaxedOneHotCategorical": "`RelaxedOneHotCategorical`",
+    "stick-breaking (18)": "`StickBreakingIGR`'s map",
+    "stick-breaking, sharpened": "`SharpStickBreakingIGR`'s map",
+    "IGR-I": "`SoftmaxIGR`'s map",
+}
+LOGITS = ("from_logits", "sample (100, 10)")
 
 
 def blocks() -> Blocks:
@@ -134,21 +179,18 @@ def blocks() -> Blocks:
             "gradients": gradients(),
             "finite": finite(),
             "temperatures": temperatures(),
+            "information": temperatures("kl"),
+            "programs": programs(),
             "toy": toy(),
+        },
+        "docs/coming-from.md": {
+            "logits": benchmark("sampling", SAMPLING, only=LOGITS),
         },
         "docs/performance.md": {
             "sampling": benchmark(
                 "sampling",
-                {
-                    "igr_softmax": "`igr_softmax`",
-                    "F.gumbel_softmax": "`F.gumbel_softmax`",
-                    "SoftmaxIGR,": "`SoftmaxIGR`:",
-                    "RelaxedOneHotCategorical": "`RelaxedOneHotCategorical`",
-                    "stick-breaking (18)": "`StickBreakingIGR`'s map",
-                    "stick-breaking, sharpened": "`SharpStickBreakingIGR`'s map",
-                    "IGR-I": "`SoftmaxIGR`'s map",
-                },
-                leave_out=("import igr", "along dim"),
+                SAMPLING,
+                leave_out=("import igr", "along dim", *LOGITS),
             ),
             "training steps": benchmark(
                 "vae_step",
