@@ -60,12 +60,18 @@ def demonstration(column: str) -> dict[tuple[str, float], list[float]]:
     return numbers
 
 
-def temperatures(column: str = "bound") -> str:
+def temperatures(column: str = "bound", digits: int = 1) -> str:
     """The demonstration: what was measured, by family and temperature."""
     numbers = demonstration(column)
     columns = sorted({t for _, t in numbers})
     rows = [
-        [name, *(f"{statistics.mean(b):.1f} ± {statistics.stdev(b):.1f}" for b in of_family)]
+        [
+            name,
+            *(
+                f"{statistics.mean(b):.{digits}f} ± {statistics.stdev(b):.{digits}f}"
+                for b in of_family
+            ),
+        ]
         for family, name in (("igr-i", "`SoftmaxIGR`"), ("gs", "`GumbelSoftmax`"))
         if (of_family := [numbers[family, t] for t in columns])
     ]
@@ -78,7 +84,13 @@ PROGRAMS = (
     ("masked_policy", "policy with a mask", "right answers", "IGR", "IGR, learned scales"),
     ("hard_attention", "where to look", "accuracy", "IGR, scales of 1", "IGR"),
     ("feature_selection", "choice of features", "accuracy", "", "IGR"),
-    ("number_of_components", "clusters of wines", "agreement with the cultivars", "", "IGR"),
+    (
+        "number_of_components",
+        "clusters of wines (`CountableIGR`)",
+        "agreement with the cultivars",
+        "",
+        "IGR",
+    ),
     ("pyro_model", "outliers in Pyro", "error of the outliers' probabilities", "", "IGR"),
     ("zuko_flow", "density of flowers", "log-density of flowers not seen", "", "IGR"),
 )
@@ -108,8 +120,8 @@ def three_figures() -> str:
     ratio = next(row["ratio"] for row in speed if row["work"] == work)
     row = next(row for row in RECORDS["finite"] if row["temperature"] == 0.05)
     torchs, ours = percent(row["torch"]), percent(row["SoftmaxIGR"])
-    return f"""- **Fast.** A sample of `igr_softmax` and its gradient take {ratio:.2f} of the time of `F.gumbel_softmax` on one
-  CPU core, for 20,000 variables of 10 categories; [more](docs/performance.md). A GPU has not been tried.
+    return f"""- **Fast.** A sample of `igr_softmax` and its gradient take {ratio:.2f} of the time of `F.gumbel_softmax`
+  on one CPU core, for 20,000 variables of 10 categories; [more](docs/performance.md). A GPU has not been tried.
 - **Finite.** At temperature 0.05, {torchs} of torch's relaxed samples have a log-density that is NaN or infinite in
   float32, and {ours} of ours; [more](docs/choosing.md#low-temperatures).
 - **Forgiving.** The bound of a discrete autoencoder on digits, by temperature, in nats (higher is better; `igr demo`, 3
@@ -179,7 +191,7 @@ def blocks() -> Blocks:
             "gradients": gradients(),
             "finite": finite(),
             "temperatures": temperatures(),
-            "information": temperatures("kl"),
+            "information": temperatures("kl", 2),
             "programs": programs(),
             "toy": toy(),
         },
