@@ -186,7 +186,9 @@ def main() -> None:
     shape = (100, 10)
     ours, torchs = sampling(shape, False)
     name = f"igr_softmax, sample {shape}"
-    rows.append(compare(name, ours, "F.gumbel_softmax", torchs, None, repeats=chosen.repeats or 200))
+    rows.append(
+        compare(name, ours, "F.gumbel_softmax", torchs, None, repeats=chosen.repeats or 200)
+    )
     # Where most weights underflow: on a CPU torch's exp takes up to 150 times as long there.
     shape = (1000, 20, 10)
     ours, torchs = sampling(shape, False, temperature=0.01)
