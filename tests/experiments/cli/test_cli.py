@@ -411,6 +411,7 @@ REFUSALS = {
     "one category": (nothing, "vae --categories 1", "at least 2"),
     "batch too large": (nothing, "vae --batch-size 1501", "batch-size: expected at most the 1500"),
     "too many held out": (nothing, "vae --held-out 1500", "held-out"),
+    "grey levels": (nothing, "vae --dataset fashion-mnist", "decoder: bernoulli needs a binary"),
     "threads": (nothing, "vae --threads -2", "threads"),
     "device": (nothing, "vae --device quantum", "device"),
     "truncated file": (truncated_mnist, "vae --dataset mnist", "cut short"),

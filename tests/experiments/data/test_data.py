@@ -53,6 +53,8 @@ def fails(match: str, call: Callable[[], object]) -> str:
 def test_digits_are_all_there_and_split_the_same_way_each_time() -> None:
     digits = load("digits")
     assert (digits.train.shape, digits.test.shape) == ((1500, 64), (297, 64))
+    known = data.source_of("digits")
+    assert (known.num_train, known.num_test) == (1500, 297)
     assert digits.train.dtype == torch.float32
     assert digits.shape == (8, 8)
     assert digits.binary
@@ -592,6 +594,8 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_data(name: str, data_dir: Path, tmp_path: Path) -> None:
     num_train, num_test, train_mean, test_mean = REAL[name]
+    known = data.source_of(name)
+    assert (known.num_train, known.num_test) == (num_train, num_test)
     dataset = load(name, folder=data_dir, cache=tmp_path, download=False)
     assert (dataset.train.shape, dataset.test.shape) == ((num_train, 784), (num_test, 784))
     assert dataset.train.double().mean().item() == pytest.approx(train_mean, abs=1e-5)

@@ -16,7 +16,7 @@ from igr.experiments import cli
 from igr.experiments.cli import console as consoles
 from igr.experiments.cli.reproduce import _footnotes, _print_table
 from igr.experiments.errors import ConfigError
-from igr.experiments.paper import cells, figures, specs
+from igr.experiments.paper import cells, figures, results, specs
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.plan import Options, make_plan
 from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
@@ -185,9 +185,16 @@ class TestPlan:
         (["table2", "--dataset", "omniglot"], "nothing to run"),
         (["table1", "--engine", "rays"], "did you mean 'ray'"),
         (["table1", "--workers", "-1"], "workers: expected a whole number"),
+        (
+            ["table1", "--scale", "short", "--train-images", "300"],
+            "train-images: expected more than the 500 held out, got 300",
+        ),
+        (["table1", "--scale", "short"], "IGR_DATA: expected a folder that holds"),
     ],
 )
-def test_what_users_get_wrong_is_one_line(arguments, message, tmp_path, capsys):
+def test_what_users_get_wrong_is_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("IGR_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(results, "folder", lambda: tmp_path / "none")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["reproduce", "--scale", "smoke", *arguments, "--out", str(tmp_path / "out")])
     error = capsys.readouterr().err

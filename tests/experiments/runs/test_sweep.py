@@ -349,6 +349,14 @@ class TestGrid:
         assert all(len(each.config.runs()) == 6 for each in sweeps)
         assert len({each.name for each in sweeps}) == 4
 
+    def test_the_learning_rate_suits_the_data(self):
+        def lrs(**vary):
+            return [each.config.lr for each in sweep.grid(vary, samples=1)]
+
+        assert lrs() == [3e-3]
+        assert lrs(dataset=["digits", "mnist", "omniglot"]) == [3e-3, 3e-4, 3e-4]
+        assert lrs(dataset=["digits", "mnist"], lr=[1e-2]) == [1e-2, 1e-2]
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
@@ -364,6 +372,24 @@ class TestGrid:
             (["seeds=1,2"], "seeds: expected one number"),
             (["seed=1"], "seed: no such setting"),
             (["dataset=mnits"], "did you mean 'mnist'"),
+            (
+                ["dataset=fashion-mnist"],
+                "decoder: bernoulli needs a binary data set, and fashion-mnist is not; expected one of gaussian,",
+            ),
+            (
+                ["epochs=1", "--test-images", "500"],
+                "test-images: expected at most the 297 of digits, got 500",
+            ),
+            (["train_images=1501"], "train-images: expected at most the 1500 of digits, got 1501"),
+            (
+                ["train_images=300", "held_out=300"],
+                "train-images: expected more than the 300 held out, got 300",
+            ),
+            (["held_out=1500"], "held-out: expected fewer than the 1500 training images, got 1500"),
+            (
+                ["train_images=300", "held_out=250"],
+                "batch-size: expected at most the 50 images to train on (300 less 250 held out), got 100",
+            ),
         ],
     )
     def test_bad_grids_get_one_line(self, settings, message, tmp_path, capsys):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail
-from igr.experiments.cli.training import say_whether_compiled
-from igr.experiments.data import SOURCES
+from igr.experiments.cli.training import load_data, say_whether_compiled
 from igr.experiments.errors import check_choice
 from igr.experiments.runs import driver, engines
 from igr.experiments.runs.cluster import Cluster
@@ -46,12 +45,14 @@ class Where:
             check_positive("gpus-per-task", self.gpus)
         missing = [job for job in jobs if not job.is_done(root)]
         datasets = sorted({name for job in missing for name in job.datasets})
-        for name in datasets:
-            check_choice("dataset", name, SOURCES)
         if self.engine == "ray":
             gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
             return Cluster(self.ray_address, compute, datasets, self.cpus, gpus)
         check_compute(compute)
+        for (
+            name
+        ) in datasets:  # here, once, with a word where it takes long; every worker reads files
+            load_data(name)
         workers = self.workers
         if not workers:
             worth_it = sum(job.units for job in missing) > _WORTH_PROCESSES

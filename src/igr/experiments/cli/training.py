@@ -13,13 +13,20 @@ from rich.table import Table
 from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
-from igr.experiments.errors import ConfigError
 from igr.experiments.files import write_atomically, write_csv
 from igr.experiments.runs import driver, plots
 from igr.experiments.runs.engines import Here
 from igr.experiments.runs.jobs import Steps
 from igr.experiments.runs.records import RunFolder, Stack, SweepFolder
-from igr.experiments.runs.sweep import Score, Scoring, Train, expected, mean_and_spread, nats
+from igr.experiments.runs.sweep import (
+    Score,
+    Scoring,
+    Train,
+    check_images,
+    expected,
+    mean_and_spread,
+    nats,
+)
 from igr.experiments.runs.train import load_model
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
@@ -249,8 +256,8 @@ def run_sweep(
 ) -> tuple[SweepFolder, list[Row]]:
     """Train, evaluate and record a sweep."""
     check_count("samples", samples)
+    check_images(config)
     dataset = load_data(config.dataset)
-    check_data(config, dataset)
     folder = SweepFolder.open(path, config, resume=resume)
     if mark:
         write_atomically(path / mark, "written by `igr demo`, which may replace this folder\n")
@@ -259,24 +266,7 @@ def run_sweep(
 
 
 def load_data(name: str) -> data.Dataset:
-    """A data set; says so where that takes long."""
-    return data.load(name, notify=lambda text: say(text, console.notes))
-
-
-def check_data(config: SweepConfig, dataset: data.Dataset) -> None:
-    """Refuse settings or files that would stop the sweep later, before anything is written."""
-    count = len(dataset.train)
-    if not len(dataset.test):  # reads the file, so that a damaged one is found now
-        raise ConfigError(f"dataset: {config.dataset} has no test images")
-    if config.held_out >= count:
-        raise ConfigError(
-            f"held-out: expected fewer than the {count} training images, got {config.held_out}"
-        )
-    if config.batch_size > count - config.held_out:
-        raise ConfigError(
-            f"batch-size: expected at most the {count - config.held_out} images to train on, got {config.batch_size}"
-        )
-    if config.decoder == "bernoulli" and not dataset.binary:
-        raise ConfigError(
-            f"decoder: bernoulli needs a binary data set, and {config.dataset} is not"
-        )
+    """A data set, read whole; says so where that takes long."""
+    dataset = data.load(name, notify=lambda text: say(text, console.notes))
+    _ = dataset.test  # so that a damaged file is found now, not after the work
+    return dataset

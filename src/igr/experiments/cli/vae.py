@@ -89,7 +89,7 @@ def vae(
         temperatures=tuple(temperature),
         seeds=seeds,
         epochs=epochs,
-        lr=lr if lr is not None else 3e-3 if dataset == "digits" else 3e-4,
+        lr=data.source_of(dataset).lr if lr is None else lr,
         batch_size=batch_size,
         architecture=architecture,
         decoder=decoder,

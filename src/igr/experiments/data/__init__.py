@@ -24,7 +24,17 @@ from igr.experiments.data.omniglot import OMNIGLOT, Omniglot
 from igr.experiments.data.source import Archive, Bytes, Files, Source
 from igr.experiments.errors import DataError, check_choice
 
-__all__ = ["SOURCES", "Archive", "DataError", "Dataset", "Digits", "Idx", "Omniglot", "load"]
+__all__ = [
+    "SOURCES",
+    "Archive",
+    "DataError",
+    "Dataset",
+    "Digits",
+    "Idx",
+    "Omniglot",
+    "load",
+    "source_of",
+]
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {"digits": Digits(), "mnist": MNIST, "fashion-mnist": FASHION_MNIST, "omniglot": OMNIGLOT}
@@ -103,6 +113,19 @@ def _to_long(labels: Bytes | None) -> Tensor | None:
     return None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
+def source_of(name: str, sources: Mapping[str, Source] = SOURCES) -> Source:
+    """What is known of a data set without reading it.
+
+    Raises:
+        DataError: for an unknown name.
+
+    >>> source_of("omniglot").num_train
+    24345
+    """
+    check_choice("dataset", name, sources, DataError)
+    return sources[name]
+
+
 def load(
     name: str,
     *,
@@ -130,8 +153,7 @@ def load(
     >>> digits.train.shape, digits.test.shape, digits.shape
     (torch.Size([1500, 64]), torch.Size([297, 64]), (8, 8))
     """
-    check_choice("dataset", name, sources, DataError)
-    source = sources[name]
+    source = source_of(name, sources)
     named_by = "IGR_DATA" if folder is None else "folder"
     parent = os.environ.get("IGR_DATA") if folder is None else folder
     if cache is None:

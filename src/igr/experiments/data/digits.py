@@ -23,7 +23,9 @@ class Digits(Source):
     binary = True
     held_out = 300
     citation = "E. Alpaydin and C. Kaynak. Optical Recognition of Handwritten Digits. UCI, 1998."
+    num_train = 1500
     num_test = 297
+    lr = 3e-3  # they are few: at the others' rate the code is not used
 
     def _pick(self, split: Split, values: npt.NDArray[Any]) -> Bytes:
         # RandomState, since numpy promises that its numbers never change.

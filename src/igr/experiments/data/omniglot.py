@@ -62,6 +62,14 @@ class Omniglot(Source):
     original = (105, 105)
     version = 1  # of the preparation: part of the name in the cache
 
+    @property
+    def num_train(self) -> int:
+        return self.num_background + self.num_borrowed
+
+    @property
+    def num_test(self) -> int:
+        return self.num_evaluation - self.num_borrowed
+
     def images(self, split: Split, files: Files) -> Bytes:
         """Images as 0 and 1, prepared once and then kept in the cache."""
         parts = self._parts(split)

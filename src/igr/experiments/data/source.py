@@ -128,6 +128,18 @@ class Source(ABC):
     binary: bool
     held_out: int
     citation: str
+    lr = 3e-4
+    """Adam's learning rate where none is given."""
+
+    @property
+    @abstractmethod
+    def num_train(self) -> int:
+        """How many images there are to train on."""
+
+    @property
+    @abstractmethod
+    def num_test(self) -> int:
+        """How many to test on."""
 
     @abstractmethod
     def images(self, split: Split, files: Files) -> Bytes:

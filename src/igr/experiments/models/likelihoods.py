@@ -17,6 +17,8 @@ class Likelihood(ABC):
     """What the decoder's outputs mean: p(x | z)."""
 
     outputs_per_pixel: int
+    needs_binary = False
+    """Whether pixels must be 0 or 1."""
 
     @abstractmethod
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
@@ -38,6 +40,7 @@ class Bernoulli(Likelihood):
     """Independent binary pixels, from logits."""
 
     outputs_per_pixel = 1
+    needs_binary = True
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         # Beyond the threshold softplus is the identity: at torch's own, 20, that is seen in float64.

@@ -95,7 +95,7 @@ class Cell:
     def _held_out(self) -> int:
         if self.scale.held_out is not None:
             return self.scale.held_out
-        return data.SOURCES[self.scale.stand_in or self.dataset].held_out
+        return data.source_of(self.scale.stand_in or self.dataset).held_out
 
     def problem(self) -> str | None:
         """Why it cannot be run, if it cannot: one of its settings is unknown."""
@@ -105,6 +105,11 @@ class Cell:
         except (ConfigError, TypeError) as error:
             return str(error)
         return None
+
+    def check(self) -> None:
+        """Raise ConfigError for what the data set cannot give."""
+        for sweep in self._planned():
+            sweep.check()
 
     def rungs(self) -> list[tuple[int, int]]:
         """Epochs that candidates are trained for, and how many temperatures of each learning rate then remain.

@@ -242,6 +242,8 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
             lrs=options.lrs or cell.lrs,
         )
         entry = Entry(table, row, column, problem=cell.problem())
+        if entry.problem is None:
+            cell.check()
         entries.setdefault(f"{table.name} {cell.title}", (entry, cell))
     shown = tuple(name for name in FIGURES if name in wanted)
     if not entries and not shown:

@@ -27,6 +27,7 @@ from torch import Tensor
 from igr.experiments import data
 from igr.experiments.errors import ConfigError
 from igr.experiments.files import read_json
+from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.runs.jobs import Context, Steps, locked
 from igr.experiments.runs.records import SCORES, RunFolder, Stack, SweepFolder, read_tensors
 from igr.experiments.runs.stopping import Interrupted
@@ -53,23 +54,47 @@ def _dataset(name: str) -> data.Dataset:
     return data.load(name)
 
 
-def split_images(config: SweepConfig | RunConfig) -> tuple[Tensor, Tensor]:
-    """The images that such runs train on, and those they hold out.
+def check_images(config: SweepConfig | RunConfig, test_images: int = 0) -> tuple[int, int]:
+    """How many images such runs train on, and how many there are with those they hold out; nothing is read.
 
     Raises:
-        ConfigError: where there are not enough.
+        ConfigError: where the data set has not so many, or others than the decoder is for.
     """
-    images = _dataset(config.dataset).train
-    if config.train_images > len(images):
-        raise ConfigError(
-            f"train-images: expected at most the {len(images)} of {config.dataset}, got {config.train_images}"
-        )
-    count = config.train_images or len(images)
+    name, source = config.dataset, data.source_of(config.dataset)
+    wanted = {"train": config.train_images, "test": test_images}
+    for part, there in {"train": source.num_train, "test": source.num_test}.items():
+        if wanted[part] > there:
+            raise ConfigError(
+                f"{part}-images: expected at most the {there} of {name}, got {wanted[part]}"
+            )
+    count = config.train_images or source.num_train
+    if config.held_out >= count:
+        if config.train_images:
+            text = f"train-images: expected more than the {config.held_out} held out, got {count}"
+        else:
+            text = (
+                f"held-out: expected fewer than the {count} training images, got {config.held_out}"
+            )
+        raise ConfigError(text)
     first = count - config.held_out
     if first < config.batch_size:
+        how = f" ({count} less {config.held_out} held out)" if config.held_out else ""
         raise ConfigError(
-            f"batch-size: expected at most the {max(first, 0)} images to train on, got {config.batch_size}"
+            f"batch-size: expected at most the {first} images to train on{how}, got {config.batch_size}"
         )
+    if LIKELIHOODS[config.decoder].needs_binary and not source.binary:
+        others = [key for key, each in LIKELIHOODS.items() if not each.needs_binary]
+        raise ConfigError(
+            f"decoder: {config.decoder} needs a binary data set, and {name} is not; expected one of"
+            f" {', '.join(others)}"
+        )
+    return first, count
+
+
+def split_images(config: SweepConfig | RunConfig) -> tuple[Tensor, Tensor]:
+    """The images that such runs train on, and those they hold out; raises what `check_images` does."""
+    first, count = check_images(config)
+    images = _dataset(config.dataset).train
     return images[:first], images[first:count]
 
 
@@ -93,17 +118,13 @@ class Scoring:
     def pick(self, config: RunConfig) -> Tensor:
         """The images."""
         images = split_images(config)[1] if self.held_out else _dataset(config.dataset).test
-        if self.images > len(images):
-            raise ConfigError(
-                f"test-images: expected at most the {len(images)} of {config.dataset}, got {self.images}"
-            )
         return images[: self.images or len(images)]
 
     def count(self, config: SweepConfig) -> int:
         """How many images, without reading any."""
         if self.held_out:
             return config.held_out
-        return self.images or {"digits": 297, "omniglot": 8115}.get(config.dataset, 10_000)
+        return self.images or data.source_of(config.dataset).num_test
 
 
 # Rough seconds on one core, for the time left; what is measured soon counts for more.
@@ -114,10 +135,9 @@ _SLOWNESS = {"igr-planar": 1.2, "relax": 8.0, "unordered-set": 1.3}
 
 def expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, float]:
     """Seconds that training and scoring are expected to take."""
-    source = data.SOURCES.get(config.dataset)
-    D = math.prod(source.shape) if source else 784
-    size = (100 + D) / 884
-    count = config.train_images or {"digits": 1500, "omniglot": 24_345}.get(config.dataset, 60_000)
+    source = data.source_of(config.dataset)
+    size = (100 + math.prod(source.shape)) / 884
+    count = config.train_images or source.num_train
     steps = config.epochs * (count - config.held_out) / 100
     runs = len(config.runs())
     slowness = _SLOWNESS.get(config.families[0], 1.0) * _SLOWNESS.get(config.estimator, 1.0)
@@ -130,9 +150,8 @@ def expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, f
 
 def memory(config: RunConfig, runs: int) -> int:
     """Bytes that a process takes which trains so many runs, roughly and rather more."""
-    source = data.SOURCES.get(config.dataset)
-    D = math.prod(source.shape) if source else 784
-    images = {"digits": 1800, "omniglot": 32_460}.get(config.dataset, 70_000)
+    source = data.source_of(config.dataset)
+    D, images = math.prod(source.shape), source.num_train + source.num_test
     codes = config.num_variables * config.num_categories
     widths = (D, *ARCHITECTURES[config.architecture], 2 * codes)
     weights = 2 * sum(a * b for a, b in itertools.pairwise(widths))
@@ -327,6 +346,10 @@ class Sweep:
     before: Sweep | None = None
     leaves_states: bool = False
 
+    def check(self) -> None:
+        """Raise ConfigError for what the data set cannot give."""
+        check_images(self.config, max((s.images for s in self.scorings), default=0))
+
     @property
     def name(self) -> str:
         """Folder of the sweep: its settings in short, and a digest of all of them."""
@@ -413,7 +436,8 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
     """Every combination of settings, as sweeps whose runs differ in temperature and seed alone.
 
     Args:
-        vary: values for each name among `RunConfig`'s fields; ``seeds`` gives the number of seeds.
+        vary: values for each name among `RunConfig`'s fields; ``seeds`` gives the number of seeds. Without ``lr``, it
+            is the data set's.
         samples: m of the bounds.
         test_images: how many to score; 0 stands for all.
     """
@@ -434,13 +458,16 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
     for family in vary.get("family", ("igr-i",)):
         for values in itertools.product(*others.values()):
             chosen = dict(zip(others, values, strict=True))
+            source = data.source_of(chosen.get("dataset", RunConfig.dataset))
+            chosen.setdefault("lr", source.lr)
             config = SweepConfig(**chosen, **side_by_side, families=(family,))
             scorings = [Scoring(False, test_images, samples)]
             if config.held_out:
                 scorings.append(Scoring(True, 0, min(100, samples)))
-            changing = " ".join(f"{k}={v}" for k, v in chosen.items() if len(vary[k]) > 1)
+            changing = " ".join(f"{k}={chosen[k]}" for k in others if len(vary[k]) > 1)
             label = f"{config.dataset} {family} {changing}".strip()
             sweeps.append(Sweep(config, tuple(scorings), label))
+            sweeps[-1].check()
     return sweeps
 
 
