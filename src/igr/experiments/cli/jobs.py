@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igr.experiments.cli import console
-from igr.experiments.cli.console import fail
+from igr.experiments.cli.console import fail, say
 from igr.experiments.cli.training import load_data, say_whether_compiled
 from igr.experiments.errors import check_choice
+from igr.experiments.paper import results
 from igr.experiments.runs import driver, engines
 from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.jobs import Job
@@ -35,15 +36,14 @@ class Where:
     compiled: bool | None = None
     tensorboard: bool = False
 
-    def make(self, jobs: Sequence[Job], root: Path) -> engines.Engine:
-        """The engine."""
+    def make(self, missing: Sequence[Job]) -> engines.Engine:
+        """The engine for these jobs."""
         compute = Compute(self.device, self.compiled)
         check_choice("engine", self.engine, engines.ENGINES)
         check_count("workers", self.workers, least=0)
         check_positive("cpus-per-task", self.cpus)
         if self.gpus:
             check_positive("gpus-per-task", self.gpus)
-        missing = [job for job in jobs if not job.is_done(root)]
         datasets = sorted({name for job in missing for name in job.datasets})
         if self.engine == "ray":
             gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
@@ -61,8 +61,15 @@ class Where:
         return engines.Here(compute) if workers == 1 else engines.Processes(workers, compute)
 
 
-def run_jobs(jobs: Sequence[Job], root: Path, where: Where) -> None:
-    engine = where.make(jobs, root)
+def run_jobs(
+    jobs: Sequence[Job], root: Path, where: Where, again: Sequence[results.Recorded] = ()
+) -> None:
+    """Do what is missing of the jobs, and anew those of `again`, whose records are removed once all is checked."""
+    anew = {job.name for job in again}
+    engine = where.make([job for job in jobs if job.name in anew or not job.is_done(root)])
+    if kept := results.discard(again, root):
+        text = "sweeps that are not run again, since records of other cells name them"
+        say(f"igr: {text}: {', '.join(kept)}", console.notes)
     curves = {"on_file": Curves(root)} if where.tensorboard else {}
     try:
         with published(root) as progress:

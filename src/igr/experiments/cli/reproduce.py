@@ -63,7 +63,11 @@ def reproduce(
     ] = None,
     out_folder: options.Records = Path("igr-reproduce"),
     again: Annotated[
-        bool, flag("--again", "Run anew what is in the folder or comes with the package.")
+        bool,
+        flag(
+            "--again",
+            "Run anew what is in the folder or comes with the package; stopped, the same command goes on.",
+        ),
     ] = False,
     engine: options.Engine = "local",
     ray_address: options.RayAddress = None,
@@ -91,16 +95,15 @@ def reproduce(
     root = out_folder.expanduser()
     read_cells(root)  # records of another version are found now, not after the work
     jobs = plan.jobs()
-    if again:
-        results.discard(jobs, root)
-    elif adopted := results.adopt(jobs, root):
+    if not again and (adopted := results.adopt(jobs, root)):
         console.notes.print(
             f"{len(adopted)} of {len(jobs)} are results that come with igr; --again runs them"
         )
     where = Where(
         engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
     )
-    run_jobs(jobs, root, where)
+    run_jobs(jobs, root, where, results.not_begun(jobs, root) if again else [])
+    results.settle(jobs, root)
     entries = plan.finished(root)
     write_tables(root)
     for table in TABLES.values():

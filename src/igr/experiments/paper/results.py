@@ -10,14 +10,18 @@ import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from igr.experiments.files import make_folder, write_atomically, write_csv
+from igr.experiments.errors import RecordError
+from igr.experiments.files import Busy, make_folder, store, write_atomically, write_csv
 from igr.experiments.paper.cells import Cell, measured, read_cell, read_cells, trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.paper.specs import CHOICES, SCALES
-from igr.experiments.runs.jobs import Job
+from igr.experiments.runs.jobs import Job, locked
+
+Recorded: TypeAlias = Cell | FigureJob
+"""Jobs that leave a record of their own."""
 
 
 def folder() -> Path:
@@ -125,7 +129,7 @@ def adopt(jobs: Sequence[Job], root: Path) -> list[str]:
     """Give a folder the results that come with the package for these jobs, where it has none; returns their titles."""
     here, adopted = folder(), []
     for job in jobs:
-        if not isinstance(job, Cell | FigureJob) or job.is_done(root) or not job.is_done(here):
+        if not isinstance(job, Recorded) or job.is_done(root) or not job.is_done(here):
             continue
         file = job.path(here).relative_to(here)
         for each in _files_of(read_cell(here / file)) if isinstance(job, Cell) else [file]:
@@ -134,12 +138,50 @@ def adopt(jobs: Sequence[Job], root: Path) -> list[str]:
     return adopted
 
 
-def discard(jobs: Sequence[Job], root: Path) -> None:
-    """Remove the records of these jobs, so that they are run again; their trained runs too."""
+def not_begun(jobs: Sequence[Job], root: Path) -> list[Recorded]:
+    """Those of the jobs that are to be run again and that no unfinished such command has begun."""
+    return [job for job in jobs if isinstance(job, Recorded) and not _mark(job, root).exists()]
+
+
+def discard(jobs: Sequence[Recorded], root: Path) -> list[str]:
+    """Remove the records of these jobs, so that they are run again, and mark them as begun.
+
+    Returns:
+        The sweeps of theirs that are kept, since records of other cells name them.
+    """
+    names = {job.name for job in jobs}
+    others = [record for record in read_cells(root) if record["name"] not in names]
+    needed = {sweep for record in others for sweep in record["sweeps"]}
+    kept = []
+    try:
+        for job in jobs:
+            path = job.path(root)
+            with locked(root, job.name):
+                if path.exists():
+                    sweeps = read_cell(path)["sweeps"] if isinstance(job, Cell) else []
+                    kept += [sweep for sweep in sweeps if sweep in needed]
+                    for sweep in {*sweeps} - needed:
+                        _remove_sweep(root, sweep)
+                    path.unlink()
+                store(_mark(job, root), "")
+    except Busy as error:
+        raise RecordError(f"another process is at work, and holds {error}") from None
+    return sorted({*kept})
+
+
+def settle(jobs: Sequence[Job], root: Path) -> None:
+    """Forget which of these jobs were run again, now that all are done."""
     for job in jobs:
-        if not isinstance(job, Cell | FigureJob) or not (path := job.path(root)).exists():
-            continue
-        if isinstance(job, Cell):
-            for sweep in read_cell(path)["sweeps"]:
-                shutil.rmtree(root / "sweeps" / sweep, ignore_errors=True)
-        path.unlink()
+        if isinstance(job, Recorded):
+            _mark(job, root).unlink(missing_ok=True)
+
+
+def _mark(job: Recorded, root: Path) -> Path:
+    """Lies beside a job's record from when it is begun anew until all of that command is done."""
+    return job.path(root).with_suffix(".again")
+
+
+def _remove_sweep(root: Path, name: str) -> None:
+    with locked(root, name):
+        if (folder := root / "sweeps" / name).exists():
+            shutil.rmtree(folder)
