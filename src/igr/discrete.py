@@ -414,9 +414,10 @@ def argmax_linearized(
         # sqrt of the product of all cdfs and the weight of the node
         half = 0.5 * (shared + torch.log(span.unit * span.log_reach))
         terms = terms.sub_(shared - half).add_(torch.log(slope) - _LOG_SQRT_PI)
-        factors = _exp_(terms).masked_fill_(~takes_part, 0.0).permute(2, 1, 0)
+        # Laid out anew once: products of batches that are not contiguous are made one by one.
+        factors = _exp_(terms).masked_fill_(~takes_part, 0.0).permute(2, 1, 0).contiguous()
         weights = half.exp_()
-        sums = factors @ torch.cat([weights, weights * offsets], 1).permute(2, 0, 1)
+        sums = factors @ torch.cat([weights, weights * offsets], 1).permute(2, 0, 1).contiguous()
         probs, moments = sums.unbind(-1)
 
         z = loc / scale
