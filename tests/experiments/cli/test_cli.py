@@ -412,6 +412,11 @@ REFUSALS = {
     "batch too large": (nothing, "vae --batch-size 1501", "batch-size: expected at most the 1500"),
     "too many held out": (nothing, "vae --held-out 1500", "held-out"),
     "grey levels": (nothing, "vae --dataset fashion-mnist", "decoder: bernoulli needs a binary"),
+    "compiled discretely": (
+        nothing,
+        "vae --family gs --estimator relax --compile",
+        "compile: steps by relax are not compiled, those by pathwise",
+    ),
     "threads": (nothing, "vae --threads -2", "threads"),
     "device": (nothing, "vae --device quantum", "device"),
     "truncated file": (truncated_mnist, "vae --dataset mnist", "cut short"),

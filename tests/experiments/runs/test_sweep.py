@@ -25,10 +25,12 @@ from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES
 from igr.experiments.runs import driver, sweep, train
 from igr.experiments.runs.driver import Failed
+from igr.experiments.runs.engines import Here
 from igr.experiments.runs.jobs import Job, locked
 from igr.experiments.runs.records import Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep
+from igr.experiments.training import compute
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.trainer import StackTrainer
 from left import records
@@ -417,6 +419,19 @@ def test_a_data_set_that_is_too_small_is_named(tmp_path):
     config = dataclasses.replace(tiny().final(1e-3, 0.1).config, train_images=5000)
     with pytest.raises(Failed, match="train-images: expected at most the 1500 of digits"):
         run(tmp_path, Sweep(config, (Scoring(False, 5, 5),)))
+
+
+def test_compiling_is_said_once_and_where_it_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(compute, "WORTH_COMPILING", 0.0)
+    monkeypatch.setattr(compute, "no_compiler", lambda: None)
+    monkeypatch.setattr(StackTrainer, "_by_compiler", lambda self: self._by_autograd)
+    common = {"epochs": [1], "train_images": [100], "num_variables": [3], "family": ["gs"]}
+    for estimator, times in (("relax", 0), ("pathwise", 1)):
+        jobs = sweep.grid({**common, "estimator": [estimator], "lr": [1e-3, 1e-2]}, samples=1)
+        printed = io.StringIO()
+        engine = Here(compute.Compute(compiled=None))
+        driver.run(jobs, tmp_path, Console(file=printed, width=200), engine)
+        assert printed.getvalue().count("training steps are compiled") == times
 
 
 def test_missing_data_lose_nothing(done, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail, say
-from igr.experiments.cli.training import load_data, say_whether_compiled
+from igr.experiments.cli.training import load_data
 from igr.experiments.errors import check_choice
 from igr.experiments.paper import results
 from igr.experiments.runs import driver, engines
@@ -57,7 +57,6 @@ class Where:
         if not workers:
             worth_it = sum(job.units for job in missing) > _WORTH_PROCESSES
             workers = min(8, engines.cores()) if self.device == "cpu" and worth_it else 1
-        say_whether_compiled(compute, max((job.units for job in missing), default=0.0))
         return engines.Here(compute) if workers == 1 else engines.Processes(workers, compute)
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from igr.experiments import data
 from igr.experiments.cli import console
 from igr.experiments.cli.console import Column, say
+from igr.experiments.errors import ConfigError
 from igr.experiments.files import write_atomically, write_csv
 from igr.experiments.runs import driver, plots
 from igr.experiments.runs.engines import Here
@@ -30,6 +31,7 @@ from igr.experiments.runs.sweep import (
 from igr.experiments.runs.train import load_model
 from igr.experiments.training.compute import CPU, Compute
 from igr.experiments.training.config import RunConfig, SweepConfig, check_count, stacks
+from igr.experiments.training.objectives import RELAXED
 
 HELD_OUT = "held-out"
 
@@ -136,6 +138,14 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
+def check_compiled(compiled: bool | None, configs: Sequence[SweepConfig]) -> None:
+    """Refuse to compile where nothing would be."""
+    if compiled and not any(config.estimator in RELAXED for config in configs):
+        raise ConfigError(
+            f"compile: steps by {configs[0].estimator} are not compiled, those by {' and '.join(RELAXED)} are"
+        )
+
+
 @dataclass(frozen=True)
 class _Training:
     """Training one stack of a sweep in a folder of its own; a `igr.experiments.runs.jobs.Job`."""
@@ -184,16 +194,8 @@ def train_sweep(folder: SweepFolder, compute: Compute) -> None:
     config = folder.config
     groups = stacks(config.runs())
     seconds = expected(config, [])[0] / len(groups)
-    say_whether_compiled(compute, seconds)
     jobs = [_Training(tuple(runs), seconds) for runs in groups]
     driver.run(jobs, folder.path, console.notes, Here(compute))
-
-
-def say_whether_compiled(compute: Compute, seconds: float) -> None:
-    """Say that steps will be compiled, where that was left to how long a training takes."""
-    if compute.compiled is None and compute.compiles(seconds):
-        text = "training steps are compiled, which takes a while at first (or: --no-compile)"
-        say(f"igr: {text}", console.notes)
 
 
 def evaluate_runs(

@@ -19,7 +19,13 @@ from igr.experiments.cli.options import (
     flag,
     option,
 )
-from igr.experiments.cli.training import grouped, results_table, run_sweep, set_threads
+from igr.experiments.cli.training import (
+    check_compiled,
+    grouped,
+    results_table,
+    run_sweep,
+    set_threads,
+)
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.training.compute import Compute, check_compute
@@ -105,6 +111,7 @@ def vae(
         unit_scale=unit_scale,
         held_out=held_out,
     )
+    check_compiled(compiled, [config])
     compute = check_compute(Compute(device, compiled))
     folder, rows = run_sweep(
         config, out_folder.expanduser(), resume=resume, samples=samples, compute=compute

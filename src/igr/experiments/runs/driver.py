@@ -114,6 +114,7 @@ class _Driver:
         self.at_work: dict[int, _Asked] = {}
         self.numbers = itertools.count()
         self.failures: dict[str, list[str]] = {}  # by reason
+        self.said: set[str] = set()
         self.stopped: tuple[Any, ...] = (0,)
         self.broken: UserError | None = None
 
@@ -258,7 +259,10 @@ class _Driver:
     def told(self, key: int, name: str, *arguments: Any) -> None:
         """Hear of an event."""
         if name == "say":
-            self.shown.say(arguments[0])
+            if key < 0 or arguments[0] not in self.said:
+                self.shown.say(arguments[0])
+            self.said.add(arguments[0])
+            return
         asked = self.at_work.get(key)
         if asked is None:
             return

@@ -54,7 +54,7 @@ class Context:
 
     Attributes:
         tell: is given events: ``("advance", units)``, ``("skip", units)`` of what had been done before,
-            ``("note", text)`` and ``("file", path within the folder, content)``.
+            ``("note", text)``, ``("say", text)`` and ``("file", path within the folder, content)``.
         stop: asks for an end at the next point where nothing is lost.
         compute: where and how torch computes.
         every: seconds between states, at least.
@@ -90,6 +90,10 @@ class Context:
         """What is being done."""
         self.flush()
         self.tell(("note", text))
+
+    def say(self, text: str) -> None:
+        """Tell the user, who is told the same thing once."""
+        self.tell(("say", text))
 
     def write(self, path: Path, content: bytes | str) -> None:
         """Leave a file."""

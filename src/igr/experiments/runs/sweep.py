@@ -259,6 +259,7 @@ class Train:
             stop=context.stop,
             advance=advance,
             epoch_done=epoch_done,
+            say=context.say,
             test=test,
             expected=self.expected,
             every=context.every,

@@ -54,6 +54,7 @@ def train_stack(
     stop: StopRequest | None = None,
     advance: Callable[[], object] = lambda: None,
     epoch_done: Callable[[int, Tensor], object] = lambda epoch, metrics: None,
+    say: Callable[[str], object] = lambda text: None,
     test: Tensor | None = None,
     expected: float = 0.0,
     every: float = 0.0,
@@ -65,7 +66,8 @@ def train_stack(
     `_METRICS_EVERY` seconds and at the end. With `test`, they have the relaxed models' ELBO on those images besides:
     that is for curves of it, and nothing is chosen by it.
 
-    `expected` is how many seconds that should take: where it is left to that, steps of long trainings are compiled.
+    `expected` is how many seconds that should take: where it is left to that, steps of long trainings are compiled, and
+    `say` is told so.
 
     Raises:
         Interrupted: if `stop` asks for it; what was finished has been saved.
@@ -76,6 +78,8 @@ def train_stack(
     trainer = StackTrainer(
         stack.runs, data, device=compute.device, compiled=compute.compiles(expected)
     )
+    if trainer.compiled and compute.compiled is None:
+        say("training steps are compiled, which takes a while at first (or: --no-compile)")
     history = torch.empty(0, len(stack.runs), len(METRICS) + (test is not None) + 1)
     state = stack.load()
     stack.create()

@@ -120,7 +120,8 @@ class StackTrainer:
         self.model = build(runs, data.shape[-1], dtype=dtype, device=device)
         self.objective = _objective(runs, self.device, dtype)
         relaxed = isinstance(self.objective, Relaxed)
-        self._set_gradients = self._by_compiler() if compiled and relaxed else self._by_autograd
+        self.compiled = compiled and relaxed
+        self._set_gradients = self._by_compiler() if self.compiled else self._by_autograd
         for value in self.model.tensors.values():
             value.requires_grad_()
         # Adam treats each number by itself: one for all is the same as one for encoder, decoder and control variate.
