@@ -16,7 +16,7 @@ from igr.experiments import cli
 from igr.experiments.cli import console as consoles
 from igr.experiments.cli.reproduce import _footnotes, _print_table
 from igr.experiments.errors import ConfigError
-from igr.experiments.paper import cells, figures, results, specs
+from igr.experiments.paper import cells, figures, report, results, specs
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.plan import Options, make_plan
 from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
@@ -265,6 +265,28 @@ def test_times_are_compared_where_the_set_up_is_the_same():
     (timing,) = reproduce.timings(entries)
     ratios = {entry.row.name: round(timing.ratio(entry), 6) for entry in timing.entries}
     assert ratios == {"igr-i": 1.1, "igr-planar": 1.3, "gs": 1.0}
+
+
+def test_a_page_counts_the_epochs_that_were_trained(tmp_path, monkeypatch):
+    table = TABLES["table1"]
+    cell = cells.cell_of(table, table.rows[0], specs.COLUMNS["mnist"], SCALES["smoke"])
+    runs = [dict.fromkeys(("bound", "released_estimate", "elbo", "kl"), -1.0) | {"samples": 5}]
+    runs[0] |= {"seconds_per_epoch": 3600.0, "side_by_side": 1}
+    made = {"igr": "", "torch": "", "python": "", "system": "", "machine": "", "threads": 1}
+    record = {
+        "name": cell.name,
+        **cell.identity(),
+        "runs": runs,
+        "candidates": [],
+        "versions": made,
+    }
+    record |= {"settings": {"times_epochs": 3}, "chosen": {"temperature": 0.1, "lr": 1e-3}}
+    entry = reproduce.Entry(table, table.rows[0], specs.COLUMNS["mnist"], record)
+    monkeypatch.setattr(reproduce, "check_root", lambda root: None)
+    monkeypatch.setattr(reproduce, "best_entries", lambda root: [entry])
+    monkeypatch.setattr(report, "_pictures", lambda root, entries: [])
+    hours = 3 * SCALES["smoke"].epochs
+    assert f"trained for {hours:.2f} hours in all" in " ".join(report.render(tmp_path).split())
 
 
 def test_the_most_complete_record_is_shown():

@@ -21,6 +21,7 @@ from rich.console import Console
 from igr.experiments import cli, data
 from igr.experiments.errors import RecordError
 from igr.experiments.files import Busy
+from igr.experiments.models.families import FAMILIES
 from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES
 from igr.experiments.runs import driver, sweep, train
@@ -31,7 +32,7 @@ from igr.experiments.runs.records import Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training import compute
-from igr.experiments.training.config import RunConfig
+from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 from left import records
 from tiny import TINY
@@ -237,6 +238,22 @@ class TestHalving:
         assert sum(epochs) == 2 * (6 * 1 + 2 * 2 + 2 * 7) + 2 * 10
         assert records(tmp_path) == records(halved_once)
 
+    def test_is_expected_to_take_what_it_does(self, tmp_path):
+        """A rung goes on from the one before, so that its first epochs are no work."""
+        told = {"advance": 0.0, "skip": 0.0}
+
+        class Counting(Here):
+            def start(self, tell, stop):
+                def counted(key, name, *arguments):
+                    if name in told:
+                        told[name] += arguments[0]
+                    tell(key, name, *arguments)
+
+                super().start(counted, stop)
+
+        driver.run([halved()], tmp_path, Console(file=io.StringIO()), Counting())
+        assert told == {"advance": pytest.approx(halved().units, rel=1e-6), "skip": 0.0}
+
     def test_leaves_no_states(self, halved_once):
         assert not list(halved_once.glob("sweeps/*/state/*.safetensors"))
 
@@ -419,6 +436,20 @@ def test_a_data_set_that_is_too_small_is_named(tmp_path):
     config = dataclasses.replace(tiny().final(1e-3, 0.1).config, train_images=5000)
     with pytest.raises(Failed, match="train-images: expected at most the 1500 of digits"):
         run(tmp_path, Sweep(config, (Scoring(False, 5, 5),)))
+
+
+def test_recovering_probabilities_takes_its_time_whatever_the_samples():
+    def seconds(family, samples):
+        config = SweepConfig(dataset="mnist", families=(family,))
+        return sweep.expected(config, [Scoring(False, 0, samples)])[1]
+
+    for samples in (1, 1000):
+        beyond = {f: seconds(f, samples) - seconds("gs", samples) for f in FAMILIES}
+        assert {f: round(each) for f, each in beyond.items() if each} == {
+            "igr-planar": 17,
+            "igr-sb": 12,
+            "igr-sb-sharp": 8,
+        }
 
 
 def test_compiling_is_said_once_and_where_it_is_done(tmp_path, monkeypatch):

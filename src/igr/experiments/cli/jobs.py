@@ -49,9 +49,7 @@ class Where:
             gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
             return Cluster(self.ray_address, compute, datasets, self.cpus, gpus)
         check_compute(compute)
-        for (
-            name
-        ) in datasets:  # here, once, with a word where it takes long; every worker reads files
+        for name in datasets:  # found or downloaded here, once; every worker reads the files
             load_data(name)
         workers = self.workers
         if not workers:

@@ -160,7 +160,8 @@ def render(root: Path) -> str:
         for table in TABLES.values()
     ]
     hours = sum(
-        run["seconds_per_epoch"] * entry.record["scale"]["epochs"]
+        run["seconds_per_epoch"]
+        * trained_epochs(entry.record["scale"]["epochs"], entry.record["settings"])
         for entry in entries
         if entry.record
         for run in entry.record["runs"]

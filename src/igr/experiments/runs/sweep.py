@@ -130,6 +130,11 @@ class Scoring:
 # Rough seconds on one core, for the time left; what is measured soon counts for more.
 _STEP = {"linear": 3e-3, "nonlinear": 8e-3, "sop": 5e-3}
 _SAMPLE = {"linear": 5e-6, "nonlinear": 12e-6, "sop": 18e-6}
+_RECOVERY = {
+    "igr-planar": 1.7e-3,
+    "igr-sb": 1.2e-3,
+    "igr-sb-sharp": 0.8e-3,
+}  # of 20 variables of 10 categories
 _SLOWNESS = {"igr-planar": 1.2, "relax": 8.0, "unordered-set": 1.3}
 
 
@@ -144,8 +149,12 @@ def expected(config: SweepConfig, scorings: Sequence[Scoring]) -> tuple[float, f
     slowness *= config.num_samples
     training = steps * runs * slowness * size * _STEP.get(config.architecture, 9e-3)
     per_sample = _SAMPLE.get(config.architecture, 6e-6) * size
-    scoring = runs * per_sample * sum(s.count(config) * s.samples for s in scorings)
-    return training + 0.01, scoring + 0.01
+    per_image = 0.0
+    if config.architecture != "sop":  # which has no posterior
+        codes = config.num_variables * config.num_categories
+        per_image = _RECOVERY.get(config.families[0], 0.0) * codes / 200
+    scoring = sum(s.count(config) * (per_image + s.samples * per_sample) for s in scorings)
+    return training + 0.01, runs * scoring + 0.01
 
 
 def memory(config: RunConfig, runs: int) -> int:
@@ -188,8 +197,9 @@ class Train:
         folder: of the sweep, within the folder of everything.
         runs: of the stack.
         units: seconds that it is expected to take.
-        expected: the same of the stack that it is a part of, which decides about compiling: the runs of a divided stack
-            are then those of the whole.
+        expected: the same of the stack that it is a part of, all epochs, which decides about compiling: the runs of a
+            divided stack are then those of the whole.
+        first: epoch that it is expected to go on from.
         before: folder of a sweep of the same runs for fewer epochs, whose states are gone on from.
         config: of the sweep, where its folder is to be begun with it.
     """
@@ -198,6 +208,7 @@ class Train:
     runs: tuple[RunConfig, ...]
     units: float
     expected: float
+    first: int = 0
     before: str = ""
     config: SweepConfig | None = None
 
@@ -235,13 +246,14 @@ class Train:
             folder.write_config(self.config)
         stack = Stack(folder, self.runs, given)
         epochs = config.epochs
-        step = self.units / (epochs * max(1, len(images) // config.batch_size))
+        per_epoch = self.units / (epochs - self.first)
+        step = per_epoch / max(1, len(images) // config.batch_size)
         what = f"{count} runs side by side, " if count > 1 else ""
         begun = False
 
         def epoch_done(epoch: int, metrics: Tensor) -> None:
             if not begun:
-                context.skip(self.units * epoch / epochs)
+                context.skip(per_epoch * max(0, epoch - self.first))
             elbo = metrics[metrics[:, 0].isfinite(), 0]
             best = f"training ELBO {elbo.max():.1f}" if len(elbo) else "diverged"
             context.note(f"{what}epoch {epoch} of {epochs}, {best}")
@@ -363,8 +375,19 @@ class Sweep:
         return self.label or f"{c.dataset} {c.architecture} {c.families[0]}"
 
     @property
+    def _first(self) -> int:
+        """Epoch that it goes on from."""
+        return self.before.config.epochs if self.before else 0
+
+    @property
+    def _units(self) -> tuple[float, float]:
+        """Seconds that training and scoring are expected to take."""
+        training, scoring = expected(self.config, self.scorings)
+        return training * (1 - self._first / self.config.epochs), scoring
+
+    @property
     def units(self) -> float:
-        return sum(expected(self.config, self.scorings))
+        return sum(self._units)
 
     @property
     def datasets(self) -> tuple[str]:
@@ -403,11 +426,12 @@ class Sweep:
     def _stack(self, begun: bool, whole: int, runs: Sequence[RunConfig], root: Path) -> Steps:
         """Train runs, of a stack of so many, then score them."""
         count = len(self.config.runs())
-        training, scoring = expected(self.config, self.scorings)
+        training, scoring = self._units
         before = self.before.place if self.before else ""
-        units, expected_of_all = training * len(runs) / count, training * whole / count
+        units = training * len(runs) / count
+        of_all = expected(self.config, ())[0] * whole / count
         config = None if begun else self.config
-        yield [Train(self.place, tuple(runs), units, expected_of_all, before, config)]
+        yield [Train(self.place, tuple(runs), units, of_all, self._first, before, config)]
         if not self.leaves_states:
             self.folder(root).forget()
         units_each = scoring / count / len(self.scorings)
