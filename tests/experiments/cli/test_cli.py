@@ -24,7 +24,7 @@ from rich.console import Console
 
 import chromium
 import igr
-from igr.experiments import cli
+from igr.experiments import cli, data
 from igr.experiments.cli import console, training
 from igr.experiments.cli._missing import exit_if_missing
 from igr.experiments.cli.app import COMMANDS
@@ -32,7 +32,7 @@ from igr.experiments.cli.demo import tolerance, verdict
 from igr.experiments.cli.training import Group, Row
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
-from igr.experiments.runs.records import RunFolder, SweepFolder
+from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
 from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 
@@ -254,6 +254,17 @@ def test_a_code_that_is_not_used_is_told(
 def test_the_learning_rate_suits_the_data(whole: Path) -> None:
     (record, *_) = csv.DictReader((whole / "results.csv").read_text().splitlines())
     assert float(record["lr"]) == 0.003
+
+
+def test_evaluation_tells_the_same_time(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs that trained side by side, half of it is each one's."""
+    table = csv.DictReader((whole / "results.csv").read_text().splitlines())
+    rows = {row["run"]: row for row in table}
+    monkeypatch.chdir(whole / "runs" / "igr-i-t0.2-s0")
+    for place in (whole, Path()):
+        for row in training.evaluate_runs(open_runs(place), data.load("digits"), 5, limit=3):
+            assert row.seconds == float(rows[row.config.name]["train_seconds"])
+            assert row.seconds == row.run.metrics()[-1]["seconds"] / 2
 
 
 def vae(folder: Path, *more: str) -> int:

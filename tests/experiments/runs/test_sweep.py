@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ import torch
 from rich.console import Console
 
 from igr.experiments import cli, data
+from igr.experiments.cli.sweep import _values
 from igr.experiments.errors import RecordError
 from igr.experiments.files import Busy
 from igr.experiments.models.families import FAMILIES
@@ -430,6 +432,34 @@ class TestGrid:
         rows = pd.read_csv(tmp_path / "results.csv")
         assert len(rows) == 4
         assert sorted(set(rows["lr"])) == [0.001, 0.01]
+
+    @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(RunConfig)])
+    def test_every_setting_is_read_as_what_it_is(self, name):
+        hint, default = get_type_hints(RunConfig)[name], getattr(RunConfig(), name)
+        value = 0.5 if default is None else default
+        (read,) = _values([f"{name}={str(value).lower()}"])[name]
+        assert (read, type(read)) == (value, type(value))
+        assert isinstance(read, hint)
+
+    def test_one_that_fails_hides_no_other(self, tmp_path, capsys, monkeypatch):
+        train_stack = sweep.train_stack
+
+        def train(stack, *arguments, **others):
+            if stack.runs[0].held_out == 50:
+                raise RecordError("a reason of its own")
+            return train_stack(stack, *arguments, **others)
+
+        monkeypatch.setattr(sweep, "train_stack", train)
+        settings = ["held_out=0,50,100", "epochs=1", "train_images=200"]
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["sweep", *settings, "--samples", "5", "--out", str(tmp_path)])
+        assert stopped.value.code == 2
+        printed, error = capsys.readouterr()
+        assert error.splitlines()[-1] == "igr: digits igr-i held_out=50: a reason of its own"
+        firsts = [(line.split() or [""])[0] for line in printed.splitlines()]
+        shown = [word for word in firsts if word.isdigit()]
+        assert shown == ["0", "100"]  # and not one row that takes them for two seeds
+        assert {*pd.read_csv(tmp_path / "results.csv")["held_out"]} == {0, 100}
 
 
 def test_a_data_set_that_is_too_small_is_named(tmp_path):

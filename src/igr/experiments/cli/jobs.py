@@ -60,8 +60,12 @@ class Where:
 
 def run_jobs(
     jobs: Sequence[Job], root: Path, where: Where, again: Sequence[results.Recorded] = ()
-) -> None:
-    """Do what is missing of the jobs, and anew those of `again`, whose records are removed once all is checked."""
+) -> driver.Failed | None:
+    """Do what is missing of the jobs, and anew those of `again`, whose records are removed once all is checked.
+
+    Returns:
+        What is to be raised once that is shown which has not failed.
+    """
     anew = {job.name for job in again}
     engine = where.make([job for job in jobs if job.name in anew or not job.is_done(root)])
     if kept := results.discard(again, root):
@@ -71,7 +75,10 @@ def run_jobs(
     try:
         with published(root) as progress:
             driver.run(jobs, root, console.notes, engine, progress=progress, **curves)
+    except driver.Failed as failed:
+        return failed
     except Interrupted:
         fail(
             f"stopped; what was finished is in {root}, and the same command goes on from there", 130
         )
+    return None

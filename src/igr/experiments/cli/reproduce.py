@@ -102,8 +102,9 @@ def reproduce(
     where = Where(
         engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
     )
-    run_jobs(jobs, root, where, results.not_begun(jobs, root) if again else [])
-    results.settle(jobs, root)
+    failed = run_jobs(jobs, root, where, results.not_begun(jobs, root) if again else [])
+    if not failed:
+        results.settle(jobs, root)
     entries = plan.finished(root)
     write_tables(root)
     for table in TABLES.values():
@@ -121,6 +122,8 @@ def reproduce(
         f"Records: {root} (cells.csv and results.csv open in pandas); one page of everything:"
         f" igr report {root}; {duration(time.monotonic() - start)} in all.",
     )
+    if failed:
+        raise failed
 
 
 def _print_table(entries: Sequence[Entry]) -> None:

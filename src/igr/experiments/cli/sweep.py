@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.table import Table as Grid
@@ -63,10 +63,13 @@ def sweep(
     where = Where(
         engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
     )
-    run_jobs(sweeps, root, where)
+    failed = run_jobs(sweeps, root, where)
     write_tables(root)
-    console.out.print(_grid_table(sweeps, root))
-    say(f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}")
+    if done := [sweep for sweep in sweeps if sweep.is_done(root)]:
+        console.out.print(_grid_table(done, root))
+        say(f"All runs: {root / 'results.csv'} (opens in pandas); their folders: {root / 'sweeps'}")
+    if failed:
+        raise failed
 
 
 def _values(settings: Sequence[str]) -> dict[str, list[Any]]:
@@ -86,7 +89,8 @@ def _values(settings: Sequence[str]) -> dict[str, list[Any]]:
     return values
 
 
-def _parse(name: str, text: str, kind: Any) -> Any:
+def _parse(name: str, text: str, hint: Any) -> Any:
+    kind = next(iter(get_args(hint)), hint)  # of `float | None`, float
     if kind is bool:
         check_choice(name, text, ["true", "false"])
         return text == "true"
@@ -101,11 +105,8 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
     """One row for each combination, the mean over its seeds."""
     results = [(sweep, result) for sweep in sweeps for result in sweep.results(root)]
     settings = [dataclasses.asdict(result.config) for _, result in results]
-    fixed = ("seed", "held_out")
     changing = [
-        name
-        for name in settings[0]
-        if name not in fixed and len({row[name] for row in settings}) > 1
+        name for name in settings[0] if name != "seed" and len({row[name] for row in settings}) > 1
     ] or ["family", "temperature"]
     groups: dict[tuple[Any, ...], list[tuple[Sweep, Result]]] = {}
     for (sweep, result), row in zip(results, settings, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ class Row:
     evaluation: dict
     held_out: dict | None
     seconds: float
+    """Its share of the training of all that went side by side."""
 
     def record(self) -> dict:
         """The run's row in ``results.csv``."""
@@ -223,7 +223,8 @@ def evaluate_runs(
             run.config,
             run.evaluation(name) or {},
             run.evaluation(HELD_OUT) if limit is None else None,
-            run.metrics()[-1]["seconds"],
+            run.metrics()[-1]["seconds"]
+            / SweepFolder(run.path.resolve().parents[1]).side_by_side(run.config),
         )
         for run in runs
     ]
@@ -235,10 +236,6 @@ def finish_sweep(
     """Evaluate a trained sweep, draw its pictures, write its results."""
     runs = [folder.run(config) for config in folder.config.runs()]
     rows = evaluate_runs(runs, dataset, samples, compute=compute)
-    rows = [
-        dataclasses.replace(row, seconds=row.seconds / folder.side_by_side(row.config))
-        for row in rows
-    ]
     for run in runs:
         plots.draw_run(run, load_model(run, dataset.test.shape[-1]), dataset.test, dataset.shape)
     plots.draw_sweep(folder, [(row.run, row.evaluation["bound"]) for row in rows])

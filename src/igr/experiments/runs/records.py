@@ -256,8 +256,10 @@ class SweepFolder:
     def side_by_side(self, config: RunConfig) -> int:
         """How many runs that one trained with."""
         path = self.run(config).path / "versions.json"
-        whole = next((len(r) for r in stacks(self.config.runs()) if config in r), 1)
-        record = {"side_by_side": whole, **(read_json(path) if path.exists() else {})}
+        record = read_json(path) if path.exists() else {}
+        if "side_by_side" not in record:  # as it was when no stack was ever divided
+            whole = next((r for r in stacks(self.config.runs()) if config in r), [config])
+            record["side_by_side"] = len(whole)
         if (count := record["side_by_side"]) not in range(1, 10**6):
             raise RecordError(
                 f"{path} is damaged: side_by_side: {count!r:.60} is no number of runs"

@@ -1,4 +1,4 @@
-"""`igr reproduce --again`: it removes no more than it runs again, and goes on where it was stopped."""
+"""What `igr reproduce` keeps: what is finished where another cell fails; with `--again`, what is not run again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from igr.experiments import cli
+from igr.experiments.errors import RecordError
 from igr.experiments.paper import cells
+from igr.experiments.runs import sweep
+from igr.experiments.runs.records import Stack
 from left import records
 
 TWO = ["reproduce", "table1", "--scale", "smoke", "--dataset", "mnist", "--row", "igr-i"]
@@ -36,6 +39,28 @@ def files(root: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in root.glob("cells/*")} | {
         path: path.stat().st_mtime_ns for path in root.glob("sweeps/*/runs/*/*")
     }
+
+
+def test_a_cell_that_fails_hides_no_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(stack: Stack, *arguments: object, **others: object) -> None:
+        raise RecordError("a reason of its own")
+
+    (failing,) = root.glob("cells/*-gs-*.json")
+    for name in cells.read_cell(failing)["sweeps"]:
+        shutil.rmtree(root / "sweeps" / name)
+    failing.unlink()
+    (root / "cells.csv").unlink()
+    monkeypatch.setattr(sweep, "train_stack", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*TWO, "--out", str(root)])
+    printed, error = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert error.splitlines()[-1] == "igr: table1 MNIST GS: a reason of its own"
+    assert "IGR-I" in printed
+    assert "not run" in printed
+    assert "igr-i" in (root / "cells.csv").read_text()
 
 
 @pytest.fixture
