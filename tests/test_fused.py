@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+import igr
 from igr import _fused, functional
 
 TOLERANCE = 1e-13  # some tens of roundings of numbers of order ten
@@ -78,6 +79,54 @@ def test_kl_in_blocks_is_the_kl(dim: int, prior: str, monkeypatch: pytest.Monkey
         loc,
         scale,
     )
+
+
+D = torch.float64
+LOC, ONEHOT = torch.randn(4, 3, dtype=D), torch.eye(4, dtype=D)
+# What a training step may call, of loc, scale, a temperature for each element, and another location.
+STEPS = {
+    "igr_softmax": lambda m, s, t, m0: functional.igr_softmax(m, s, t),
+    "igr_softmax, dim": lambda m, s, t, m0: functional.igr_softmax(m.mT, s.mT, t, dim=0),
+    "igr_softmax, delta": lambda m, s, t, m0: functional.igr_softmax(m, s, t, delta=t),
+    "softmax": lambda m, s, t, m0: igr.SoftmaxIGR(m, s, t).rsample(),
+    "softmax, several": lambda m, s, t, m0: igr.SoftmaxIGR(m, s, t).rsample((2,)),
+    "density": lambda m, s, t, m0: igr.SoftmaxIGR(m, s, t).rsample_and_log_prob()[1],
+    "given": lambda m, s, t, m0: igr.SoftmaxIGR(m, s, t).conditional_rsample(ONEHOT),
+    "probs": lambda m, s, t, m0: igr.SoftmaxIGR(m, s, t).probs,
+    "sharp": lambda m, s, t, m0: igr.SharpStickBreakingIGR(m, s, t).rsample(),
+    "sticks": lambda m, s, t, m0: igr.StickBreakingIGR(m, s, t).rsample(),
+    "gumbel": lambda m, s, t, m0: igr.GumbelSoftmax(t, logits=m).rsample(),
+    "kl": lambda m, s, t, m0: functional.gaussian_kl(m, s, m0, s),
+}
+
+
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_what_is_changed_in_place_before_the_backward_pass_makes_no_wrong_gradient(
+    name: str, single: bool
+) -> None:
+    """It is an error, as in torch, or has no part in the gradient."""
+
+    def gradients(changed: int | None = None) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)
+        loc, scale = LOC.clone().requires_grad_(), torch.ones_like(LOC).requires_grad_()
+        temperature = torch.tensor(0.5, dtype=D) if single else torch.linspace(0.3, 0.6, 4, dtype=D)
+        inputs = [loc * 1, scale * 1, temperature, torch.ones_like(LOC)]
+        out = STEPS[name](*inputs)
+        if changed is not None:
+            with torch.no_grad():
+                inputs[changed].mul_(0.1)
+        weights = torch.linspace(0.0, 1.0, out.numel(), dtype=D).view_as(out)
+        return torch.autograd.grad(out, [loc, scale], weights, materialize_grads=True)
+
+    expected = gradients()
+    for changed in range(4):
+        try:
+            found = gradients(changed)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+        else:
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in jvp

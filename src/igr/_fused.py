@@ -66,22 +66,27 @@ class _IGRSoftmax(torch.autograd.Function):
             z = x.div_(x.sum(dim, keepdim=True))
         else:
             z = torch.softmax(x, dim)
-        ctx.temperature, ctx.dim = temperature, dim
-        ctx.save_for_backward(z, noise)
+        ctx.dim = dim
+        ctx.number, tensor = (
+            (None, temperature) if isinstance(temperature, Tensor) else (temperature, None)
+        )
+        # Saved with the others: what is changed in place before the backward pass is an error.
+        ctx.save_for_backward(z, noise, tensor)
         return z
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, noise = ctx.saved_tensors
+        z, noise, temperature = ctx.saved_tensors
+        temperature = ctx.number if temperature is None else temperature
         n = noise.shape[ctx.dim]
         if torch.is_grad_enabled():
             z_first, z_last = z.split([n, 1], ctx.dim)
             grad_first, grad_last = grad.split([n, 1], ctx.dim)
             weighted = z_first * grad_first
             total = weighted.sum(ctx.dim, keepdim=True) + z_last * grad_last
-            grad_y = (weighted - z_first * total) / ctx.temperature
+            grad_y = (weighted - z_first * total) / temperature
         else:
-            grad_y = _softmax_backward(grad, z, ctx.dim, n).div_(ctx.temperature)
+            grad_y = _softmax_backward(grad, z, ctx.dim, n).div_(temperature)
         grad_scale = grad_y * noise if ctx.needs_input_grad[1] else None
         return grad_y, grad_scale, None, None, None, None
 
