@@ -451,6 +451,97 @@ def test_plug_in_kl_with_impossible_categories() -> None:
     assert igr.plug_in_kl(igr.GumbelSoftmax(0.5, logits=logits.detach()), one) == torch.inf
 
 
+def _exact_kl(q: list[float], p: list[float]) -> float:
+    if any(a > 0 and b == 0 for a, b in zip(q, p, strict=True)):
+        return math.inf
+    pairs = zip(q, p, strict=True)
+    return math.fsum(a * (math.log(a) - math.log(b)) for a, b in pairs if a > 0)
+
+
+DISTRIBUTIONS = [
+    [0.5, 0.5, 0.0],
+    [1.0, 0.0, 0.0],
+    [0.25, 0.25, 0.5],
+    [0.5, 0.5 - 2**-30, 2**-30],  # below a rounding of 1, which torch's own takes it for
+    [0.5, 0.5, 2.0**-120],
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, D])
+@pytest.mark.parametrize("kinds", [("probs", "probs"), ("probs", "logits"), ("logits", "probs")])
+@pytest.mark.parametrize("read", [False, True])
+def test_kl_of_categories_is_infinite_where_only_the_second_rules_one_out(
+    dtype: torch.dtype, kinds: tuple[str, str], read: bool
+) -> None:
+    """Of all pairs, made either way, and with the other parameter computed before or not."""
+
+    def make(kind: str, family: Any, probs: list[float]) -> Any:
+        values = torch.tensor(probs, dtype=D)
+        values = values.log() if kind == "logits" else values
+        made = family(**{kind: values.to(dtype)}, validate_args=False)
+        if read:
+            assert made.probs is not None
+            assert made.logits is not None
+        return made
+
+    def seen(kind: str, probs: list[float]) -> list[float]:
+        """What the dtype leaves of them."""
+        given = torch.tensor(probs, dtype=D)
+        if kind == "logits":
+            return torch.softmax(given.log().to(dtype).double(), -1).tolist()
+        given = given.to(dtype).double()
+        return (given / given.sum()).tolist()
+
+    for a in DISTRIBUTIONS:
+        for b in DISTRIBUTIONS:
+            expected = _exact_kl(seen(kinds[0], a), seen(kinds[1], b))
+            for family in (Categorical, OneHotCategorical, igr.RecoveredCategorical):
+                q, p = make(kinds[0], Categorical, a), make(kinds[1], family, b)
+                found = igr.kl_divergence(q, p)
+                tolerance = 4 * torch.finfo(dtype).eps
+                assert found.dtype == torch.promote_types(dtype, torch.float32)
+                assert float(found) == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("ruled_out", [0, 2])
+def test_kl_of_categories_has_finite_gradients(ruled_out: int) -> None:
+    """Also where both rule a category out, and where the divergence is infinite."""
+    q0, p0 = torch.tensor([0.2, 0.3, 0.5], dtype=D), torch.tensor([0.5, 0.25, 0.25], dtype=D)
+    for out in ((q0,), (p0,), (q0, p0)):
+        q, p = (
+            torch.where(torch.arange(3) == ruled_out, 0.0, x) if any(x is y for y in out) else x
+            for x in (q0, p0)
+        )
+        q, p = q.clone().requires_grad_(), p.clone().requires_grad_()
+        kl = igr.kl_divergence(Categorical(probs=q), Categorical(probs=p))
+        grads = torch.autograd.grad(kl, [q, p])
+        assert all(grad.isfinite().all() for grad in grads)
+        if kl < torch.inf:
+            kept = [k for k in range(3) if q[k] > 0]
+
+            def plain(q: Tensor, p: Tensor, kept: list[int] = kept) -> Tensor:
+                q, p = (q / q.sum())[kept], (p / p.sum())[kept]
+                return (q * (q.log() - p.log())).sum()
+
+            expected = torch.autograd.grad(plain(q, p), [q, p])
+            for grad, wanted in zip(grads, expected, strict=True):
+                torch.testing.assert_close(grad[kept], wanted[kept])
+
+
+def test_plug_in_kl_of_a_prior_that_rules_a_category_out() -> None:
+    probs = torch.tensor([0.5, 0.5, 0.0])
+    for q in (
+        igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5),
+        igr.GumbelSoftmax(0.5, logits=torch.zeros(3)),
+        igr.PlanarIGR(torch.zeros(2), torch.ones(2), 0.5, []),
+    ):
+        assert igr.plug_in_kl(q, OneHotCategorical(probs=probs)) == torch.inf
+    within = igr.GumbelSoftmax(0.5, probs=probs)
+    torch.testing.assert_close(
+        igr.plug_in_kl(within, Categorical(probs=probs)), torch.tensor(0.0), rtol=0, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize("num_samples", [1, 3, 5])
 def test_monte_carlo_over_the_batch_of_either(num_samples: int) -> None:
     """A p with a batch that q lacks: one divergence for each, where samples met the batch of p."""

@@ -8,6 +8,7 @@ call it once before compiling with ``fullgraph=True``.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any, cast
 
 import torch
@@ -235,16 +236,32 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
 def _categorical_kl(
     q: Categorical | OneHotCategorical, p0: Categorical | OneHotCategorical
 ) -> Tensor:
-    """(8) between categorical distributions."""
-    logits = q.logits
-    if logits.shape[-1] != p0.logits.shape[-1]:
+    """(8) between categorical distributions; infinite where `p0` rules out a category that q does not."""
+    log_q, log_p = _log_probs(q), _log_probs(p0)
+    if log_q.shape[-1] != log_p.shape[-1]:
         raise ValueError(
-            f"p0: expected {logits.shape[-1]} categories, as q has, got {p0.logits.shape[-1]}"
+            f"p0: expected {log_q.shape[-1]} categories, as q has, got {log_p.shape[-1]}"
         )
-    alpha = logits.exp()
+    alpha = log_q.exp()
     # A category of probability 0 adds nothing.
-    terms = alpha * torch.where(alpha > 0, logits - p0.logits, 0.0)
-    return terms.sum(-1)
+    possible, covered = alpha > 0, log_p > -torch.inf
+    terms = alpha * torch.where(possible & covered, log_q - log_p, 0.0)
+    return torch.where(possible & ~covered, torch.inf, terms).sum(-1)
+
+
+def _log_probs(q: Categorical | OneHotCategorical) -> Tensor:
+    """Logarithms of the probabilities, with a gradient of 0 where they are -inf.
+
+    Of a distribution made of probabilities, torch has those below a rounding of 1 as that, zeros included.
+    """
+    logits = functional.full_precision(q.logits)
+    if "probs" not in vars(getattr(q, "_categorical", q)):
+        return logits
+    probs = functional.full_precision(q.probs)
+    exact = torch.where(probs > 0, probs, 1.0).log().masked_fill(probs == 0, -torch.inf)
+    # Where logits were given, those of probabilities that underflow are far below what torch makes of a zero.
+    given = logits < math.log(torch.finfo(q.logits.dtype).tiny)
+    return torch.where(given, logits, torch.minimum(logits, exact))
 
 
 def _no_closed_form(q: Distribution, p: Distribution) -> NotImplementedError:
