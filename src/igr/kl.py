@@ -244,9 +244,8 @@ def _categorical_kl(
         )
     alpha = log_q.exp()
     # A category of probability 0 adds nothing.
-    possible, covered = alpha > 0, log_p > -torch.inf
-    terms = alpha * torch.where(possible & covered, log_q - log_p, 0.0)
-    return torch.where(possible & ~covered, torch.inf, terms).sum(-1)
+    terms = alpha * torch.where(alpha > 0, log_q - log_p, 0.0)
+    return terms.sum(-1)
 
 
 def _log_probs(q: Categorical | OneHotCategorical) -> Tensor:
