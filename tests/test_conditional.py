@@ -39,6 +39,30 @@ def extremes(K: int, dtype: torch.dtype, rows: int = 60) -> tuple[Tensor, Tensor
 # pieces
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    x = torch.tensor([-3.0, -0.5, 0.0, 2.0], dtype=dtype)
+    scale, noise = torch.full_like(x, 0.7), torch.full_like(x, 0.3)
+    scale.requires_grad_()
+    for f, inputs in ((log_ndtri, [x - 4]), (truncated_normal_below, [x, scale, x + 0.5, noise])):
+        found = f(*inputs)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, f(*(y.float() for y in inputs)))
+    (grad,) = torch.autograd.grad(found.sum(), scale)
+    assert grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.1, 1.0])
+def test_the_lead_at_a_temperature_in_half_precision(
+    temperature: float, dtype: torch.dtype
+) -> None:
+    """It does not underflow: at low temperatures it is below all numbers of half precision."""
+    t = torch.tensor(temperature, dtype=dtype)
+    for computed in (torch.float32, torch.float64):
+        assert float(rounding_gap(t, computed)) == pytest.approx(rounding_gap(float(t), computed))
+
+
 def test_log_ndtri_inverts_log_ndtr() -> None:
     x = torch.cat([-torch.logspace(-3, 8, 500), torch.linspace(-3, 8, 500)]).double()
     log_p = torch.from_numpy(special.log_ndtr(x.numpy()))

@@ -505,6 +505,46 @@ def test_temperature_for_each_element(case: Case, shape: tuple[int, ...]) -> Non
         assert torch.equal(one.hard(log_value=each), q.hard(log_value=log_z)[(slice(None), *i)])
 
 
+@over(lambda c: c.name != "user_closing")  # that one computes with the temperature itself
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_temperature_in_half_precision_is_the_number_that_it_stands_for(
+    case: Case, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Samples, densities and divergences: a logarithm in half precision, times K - 1, would be off by up to a nat."""
+    inputs = parameters(100, (3,), torch.float32)
+    t = torch.full(shape, 0.1, dtype=dtype)
+    half, plain = case.build(*inputs, t), case.build(*inputs, float(t.flatten()[0]))
+
+    def quantities(q: igr.Relaxation) -> list[Tensor]:
+        torch.manual_seed(0)
+        log_z, own = q.rsample_log_and_log_prob((2,))
+        given = plain.rsample_log((2,))
+        prior = case.some(100, (), 0.2, torch.float32, seed=1)
+        return [log_z, own, q.log_prob(log_value=given), igr.monte_carlo_kl(q, prior, 2)]
+
+    for found, expected in zip(quantities(half), quantities(plain), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_delta_in_half_precision_is_the_number_that_it_stands_for(dtype: torch.dtype) -> None:
+    loc, scale = parameters(100, (), torch.float32)
+    prior = igr.SoftmaxIGR(scale, scale, 0.5)
+    for t, delta in ((0.1, torch.tensor(0.3)), (torch.tensor(0.1), 0.3), (torch.tensor(0.1),) * 2):
+        t, delta = (x.to(dtype) if isinstance(x, Tensor) else x for x in (t, delta))
+        half = igr.SoftmaxIGR(loc, scale, t, delta)
+        plain = igr.SoftmaxIGR(loc, scale, float(t), float(delta))
+        z = plain.rsample_log((5,))
+        for found, expected in (
+            (half.transform.forward_stable(loc), plain.transform.forward_stable(loc)),
+            (half.log_prob(log_value=z), plain.log_prob(log_value=z)),
+            (half.discrete().logits, plain.discrete().logits),
+            (igr.kl_divergence(half, prior), igr.kl_divergence(plain, prior)),
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+
+
 @over()
 def test_inside_independent(case: Case) -> None:
     q = case.some(4, (2, 3))

@@ -253,6 +253,55 @@ def test_dtypes_are_promoted_as_torchs(name: str, first: torch.dtype, second: to
     assert GAUSSIAN[name](loc, scale, torch.tensor(0.5, dtype=torch.float64)).dtype == expected
 
 
+# Functions of K-1 numbers or of K logarithms, and of a temperature.
+TEMPERED: dict[str, Call] = {
+    "softmax_plus_plus": lambda x, t: fn.softmax_plus_plus(x, t, 0.3),
+    "log_softmax_plus_plus": lambda x, t: fn.log_softmax_plus_plus(x, t, 0.3),
+    "log_softmax_plus_plus_inverse": lambda x, t: fn.log_softmax_plus_plus_inverse(x, t, 0.3),
+    "stick_breaking_softmax_plus_plus": lambda x, t: fn.stick_breaking_softmax_plus_plus(x, t, 0.3),
+    "sharp_stick_breaking": fn.sharp_stick_breaking,
+    "log_sharpen": fn.log_sharpen,
+    "log_sharpen_inverse": fn.log_sharpen_inverse,
+    "log_vertex_interpolation": fn.log_vertex_interpolation,
+    "log_vertex_interpolation_inverse": fn.log_vertex_interpolation_inverse,
+    "exp_concrete_log_prob": lambda x, t: fn.exp_concrete_log_prob(x, 0.0, t),
+}
+# And those without.
+LOGARITHMIC: dict[str, Call] = {
+    "log_stick_breaking": lambda x, t: fn.log_stick_breaking(x),
+    "log_stick_breaking_inverse": lambda x, t: fn.log_stick_breaking_inverse(x),
+    "gaussian_log_prob": lambda x, t: fn.gaussian_log_prob(x, 0.5, t),
+    **{name: f for name, f in TEMPERED.items() if "log" in name},
+}
+HALF = DTYPES[:2]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize("name", TEMPERED)
+def test_a_temperature_in_half_precision_is_the_number_that_it_stands_for(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.randn(3, 100).log_softmax(-1)
+    t = torch.full(shape, 0.1, dtype=dtype)
+    found, expected = (TEMPERED[name](x, value) for value in (t, float(t.flatten()[0])))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("num_categories", [2, 3, 40])  # short rows on a CPU have their own softmax
+@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("name", LOGARITHMIC)
+def test_logarithms_of_half_precision_are_in_float32(
+    name: str, tensor: bool, num_categories: int, dtype: torch.dtype
+) -> None:
+    x = torch.randn(3, num_categories).log_softmax(-1).to(dtype)
+    t = torch.tensor(0.5, dtype=dtype) if tensor else 0.5
+    found = LOGARITHMIC[name](x, t)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, LOGARITHMIC[name](x.float(), 0.5))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own, in jvp
 @pytest.mark.parametrize(
     "sample",

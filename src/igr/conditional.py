@@ -15,6 +15,7 @@ from torch import Tensor
 
 from igr._checks import values_can_be_read
 from igr._quadrature import gauss_legendre
+from igr.functional import full_precision
 
 __all__ = [
     "conditional_gaussian",
@@ -121,12 +122,13 @@ def log_ndtri(log_p: Tensor) -> Tensor:
         log_p: any shape, negative.
 
     Returns:
-        The same shape.
+        The same shape; in float32 for half precision.
 
     Example:
         >>> log_ndtri(torch.special.log_ndtr(torch.tensor([-100.0, -1.0, 3.0]))).round(decimals=3)
         tensor([-100.,   -1.,    3.])
     """
+    log_p = full_precision(log_p)
     with torch.no_grad():
         lower = torch.special.ndtri(log_p.clamp(min=-40.0).exp())
         upper = -torch.special.ndtri(-torch.expm1(log_p))
@@ -242,14 +244,15 @@ def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Ten
         loc, scale, bound, noise: shapes that broadcast; noise is uniform on (0, 1).
 
     Returns:
-        The broadcast shape, differentiable once in loc, scale and bound.
+        The broadcast shape, differentiable once in loc, scale and bound; in float32 for half precision.
 
     Example:
         >>> zero, one = torch.zeros(()), torch.ones(())
         >>> truncated_normal_below(zero, one, zero - 100.0, zero + 0.5)
         tensor(-100.0069)
     """
-    loc, scale, bound, noise = torch.broadcast_tensors(loc, scale, bound, noise)
+    given = (full_precision(x) for x in (loc, scale, bound, noise))
+    loc, scale, bound, noise = torch.broadcast_tensors(*given)
     y: Tensor = _TruncatedNormal.apply(loc, scale, bound, noise, None)[0]
     return y
 
@@ -581,6 +584,7 @@ def rounding_gap(temperature: float | Tensor, dtype: torch.dtype) -> float | Ten
         >>> rounding_gap(0.5, torch.float32) < 1e-5
         True
     """
+    temperature = full_precision(temperature) if isinstance(temperature, Tensor) else temperature
     return 16 * torch.finfo(dtype).eps * temperature
 
 

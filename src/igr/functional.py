@@ -140,11 +140,11 @@ def is_differentiated(value: float | Tensor) -> bool:
 
 
 def log(value: float | Tensor) -> float | Tensor:
-    """Logarithm of a number or of a tensor."""
+    """Logarithm of a number or of a tensor; in float32 for half precision, as it is multiplied by K-1."""
     if torch.compiler.is_compiling() and not isinstance(value, Tensor):
         # Of math.log a compiler would make one program for each number.
         value = torch.ones((), dtype=torch.float64) * value
-    return value.log() if isinstance(value, Tensor) else math.log(value)
+    return full_precision(value).log() if isinstance(value, Tensor) else math.log(value)
 
 
 def _rows_are_short(x: Tensor, dim: int) -> bool:
@@ -202,7 +202,8 @@ def _softmax_plus_plus_scores(
 ) -> Tensor:
     """What the softmax++ is the tempered softmax of: y and, after it, the temperature times log delta."""
     usual = not isinstance(delta, Tensor) and delta == 1
-    scores = _append(full_precision(y), 0.0 if usual else temperature * log(delta), dim)
+    last = 0.0 if usual else _full_precision(temperature) * log(delta)
+    scores = _append(full_precision(y), last, dim)
     return scores if allowed is None else _rule_out(scores, allowed, dim)
 
 
@@ -273,6 +274,7 @@ def log_softmax_plus_plus_inverse(
     True
     """
     dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    log_z = full_precision(log_z)
     ratio = _first(log_z, dim) - _last(log_z, dim)
     return lift(temperature, dim) * (ratio + lift(log(delta), dim))
 
@@ -341,6 +343,7 @@ def log_stick_breaking_inverse(log_w: Tensor, dim: int = -1) -> Tensor:
     True
     """
     dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    log_w = full_precision(log_w)
     log_rest = log_w.flip(dim).logcumsumexp(dim).flip(dim)
     return _first(log_w, dim) - log_rest.narrow(dim, 1, log_w.shape[dim] - 1)
 
@@ -421,6 +424,7 @@ def log_sharpen(
     tensor([0.6667, 0.1667, 0.1667])
     """
     dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    log_w = full_precision(log_w)
     if allowed is not None:
         log_w = _rule_out(log_w, allowed, dim)
     return log_softmax(temper(log_w, temperature, dim), dim)
@@ -434,7 +438,7 @@ def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor, dim: int = -
     tensor([0.5000, 0.2500, 0.2500])
     """
     dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
-    return log_softmax(log_z * lift(temperature, dim), dim)
+    return log_softmax(full_precision(log_z) * lift(temperature, dim), dim)
 
 
 def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
@@ -452,6 +456,7 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: in
     tensor([0.8000, 0.1500, 0.0500])
     """
     dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    log_w = full_precision(log_w)
     at_vertex = nearest_vertex(log_w, dim)
     inner = log_w + lift(log(temperature), dim)
     outer = torch.logaddexp(inner, _log1m(temperature, log_w, dim))
@@ -468,6 +473,7 @@ def log_vertex_interpolation_inverse(
     tensor([0.6000, 0.3000, 0.1000])
     """
     dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    log_z = full_precision(log_z)
     at_vertex = nearest_vertex(log_z, dim)
     log_w = log_z - lift(log(temperature), dim)
     # What the others leave: the vertex's own weight, less 1 - temperature, would lose digits.
@@ -485,7 +491,7 @@ def nearest_vertex(log_w: Tensor, dim: int = -1) -> Tensor:
 
 def _log1m(temperature: float | Tensor, like: Tensor, dim: int) -> Tensor:
     """log(1 - temperature), which is -inf at temperature 1."""
-    return lift(torch.log1p(-temperature * like.new_ones(())), dim)  # type: ignore[return-value]
+    return lift(torch.log1p(-_full_precision(temperature) * like.new_ones(())), dim)  # type: ignore[return-value]
 
 
 def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
