@@ -124,7 +124,8 @@ def test_what_is_changed_in_place_before_the_backward_pass_makes_no_wrong_gradie
         try:
             found = gradients(changed)
         except RuntimeError as error:
-            assert "modified by an inplace operation" in str(error)
+            if "modified by an inplace operation" not in str(error):
+                raise
         else:
             torch.testing.assert_close(found, expected)
 
