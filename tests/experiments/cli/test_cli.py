@@ -33,6 +33,7 @@ from igr.experiments.cli.training import Group, Row
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
 from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 
@@ -304,6 +305,10 @@ def test_ctrl_c_keeps_what_is_finished(
     assert vae(folder) == 2
     assert vae(folder, "--resume") == 0
     assert_same_results(folder, whole)
+    command = importlib.import_module("igr.experiments.cli.evaluate")
+    monkeypatch.setattr(command, "evaluate_runs", fail_with(Interrupted(2)))
+    assert igr_command("evaluate", folder) == 130
+    assert said()[1].endswith("stopped after epoch 2; the same command goes on from there\n")
 
 
 def test_a_demo_stopped_goes_on_by_itself(
@@ -328,7 +333,7 @@ def test_a_demo_stopped_goes_on_by_itself(
     assert len(steps) == 3 * 13
 
 
-def fail_with(error: type[BaseException]) -> Callable[..., None]:
+def fail_with(error: BaseException | type[BaseException]) -> Callable[..., None]:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -419,6 +424,7 @@ REFUSALS = {
     "no seeds": (nothing, "vae --seeds 0", "seeds"),
     "no samples": (nothing, "vae --samples 0", "samples"),
     "learning rate": (nothing, "vae --lr -1", "lr: expected a positive"),
+    "no variables": (nothing, "vae --num-variables 0", "num-variables: expected a whole number"),
     "one category": (nothing, "vae --categories 1", "at least 2"),
     "batch too large": (nothing, "vae --batch-size 1501", "batch-size: expected at most the 1500"),
     "too many held out": (nothing, "vae --held-out 1500", "held-out"),
@@ -438,7 +444,7 @@ REFUSALS = {
     "another format": (other_format, "vae --resume", "another version"),
     "broken configuration": (broken_json, "vae --resume", "damaged"),
     "a file": (a_file, "vae", "is a file"),
-    "a sweep is there": (other_sweep, "vae", "--resume"),
+    "a sweep is there": (other_sweep, "vae", "holds a sweep: `igr vae --resume` goes on with it"),
     "evaluate nothing": (nothing, "evaluate nowhere", "no folder"),
     "evaluate too early": (other_sweep, "evaluate out", "not"),
     "evaluate limit": (other_sweep, "evaluate out --limit 0", "limit"),

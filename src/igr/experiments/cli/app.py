@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> None:
             raise KeyboardInterrupt
         sys.stdout.flush()
     except Interrupted as stopped:
-        fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)
+        fail(f"stopped after epoch {stopped}; the same command goes on from there", 130)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except _ClickException as error:

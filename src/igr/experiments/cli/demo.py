@@ -13,7 +13,7 @@ from torch import Tensor
 
 from igr.experiments import page
 from igr.experiments.cli import console
-from igr.experiments.cli.console import fail, say
+from igr.experiments.cli.console import say
 from igr.experiments.cli.options import Epochs, Folder, Samples, Threads, option
 from igr.experiments.cli.training import (
     Group,
@@ -25,7 +25,6 @@ from igr.experiments.cli.training import (
 )
 from igr.experiments.runs import plots
 from igr.experiments.runs.records import SweepFolder
-from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import nats
 from igr.experiments.runs.train import load_model
 from igr.experiments.training.config import SweepConfig
@@ -64,10 +63,7 @@ def demo(
     resume = is_unfinished_demo(path, config)
     if not resume and (path / DEMO_MARK).exists():
         SweepFolder(path).remove(DEMO_MARK, "index.html")
-    try:
-        folder, rows = run_sweep(config, path, resume=resume, samples=samples, mark=DEMO_MARK)
-    except Interrupted as stopped:
-        fail(f"stopped after epoch {stopped}; the same command goes on from there", 130)
+    folder, rows = run_sweep(config, path, resume=resume, samples=samples, mark=DEMO_MARK)
     groups = grouped(rows)
     chosen = [
         max((g for g in groups if g.family == family), key=lambda g: g.held_out)

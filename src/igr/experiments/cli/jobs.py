@@ -9,7 +9,7 @@ from pathlib import Path
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail, say
 from igr.experiments.cli.training import load_data
-from igr.experiments.errors import check_choice
+from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.paper import results
 from igr.experiments.runs import driver, engines
 from igr.experiments.runs.cluster import Cluster
@@ -48,6 +48,11 @@ class Where:
         if self.engine == "ray":
             gpus = float(self.device.startswith("cuda")) if self.gpus is None else self.gpus
             return Cluster(self.ray_address, compute, datasets, self.cpus, gpus)
+        of_ray = {"ray-address": self.ray_address, "gpus-per-task": self.gpus}
+        of_ray["cpus-per-task"] = None if self.cpus == 1 else self.cpus
+        for name, value in of_ray.items():
+            if value is not None:
+                raise ConfigError(f"{name}: expected with --engine ray alone, got {value}")
         check_compute(compute)
         for name in datasets:  # found or downloaded here, once; every worker reads the files
             load_data(name)

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 
 
-def option(text: str, choices: Iterable[str] = (), name: str | None = None) -> Any:
-    """An option with its help, which shows what it may be where there are choices."""
-    names = [] if name is None else [name]
+def option(text: str, choices: Iterable[str] = (), names: Iterable[str] = ()) -> Any:
+    """An option with its help, which shows what it may be where there are choices; its argument's name is its own."""
     return typer.Option(*names, metavar=f"<{'|'.join(choices)}>" if choices else None, help=text)
 
 
@@ -20,9 +19,9 @@ def flag(name: str, text: str) -> Any:
     return typer.Option(name, metavar="", help=text)
 
 
-Folder = Annotated[Path, option("Folder for everything that comes out.", name="--out")]
+Folder = Annotated[Path, option("Folder for everything that comes out.", names=["--out"])]
 Records = Annotated[
-    Path, option("Folder of records; what is in it is not run again.", name="--out")
+    Path, option("Folder of records; what is in it is not run again.", names=["--out"])
 ]
 Epochs = Annotated[int, option("Training epochs.")]
 Threads = Annotated[int, option("CPU threads; 0: as torch chooses.")]
@@ -32,14 +31,18 @@ Engine = Annotated[
 ]
 RayAddress = Annotated[str | None, option("Of the Ray cluster; without it, one is started here.")]
 Workers = Annotated[
-    int, option("Processes side by side, of one thread each; 0: one for each core.")
+    int,
+    option(
+        "Processes side by side, of one thread each; 1: this one, with torch's threads; 0: one for each core, eight at"
+        " most, or 1 where there is little to do or a GPU does it."
+    ),
 ]
 CPUs = Annotated[
-    float, option("Ray: cores for each task, and threads of torch.", name="--cpus-per-task")
+    float, option("Ray: cores for each task, and threads of torch.", names=["--cpus-per-task"])
 ]
 GPUs = Annotated[
     float | None,
-    option("Ray: GPUs for each task; 0.25: four tasks share one.", name="--gpus-per-task"),
+    option("Ray: GPUs for each task; 0.25: four tasks share one.", names=["--gpus-per-task"]),
 ]
 Device = Annotated[str, option("Where torch computes, such as cpu or cuda.")]
 Compiled = Annotated[

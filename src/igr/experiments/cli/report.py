@@ -20,7 +20,7 @@ EXAMPLES = (
 def report(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --out` wrote.")],
     out_file: Annotated[
-        Path | None, option("The page; by default report.html in the folder.", name="--out")
+        Path | None, option("The page; by default report.html in the folder.", names=["--out"])
     ] = None,
 ) -> None:
     root = folder.expanduser()

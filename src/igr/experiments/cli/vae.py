@@ -8,7 +8,7 @@ from typing import Annotated
 
 from igr.experiments import data
 from igr.experiments.cli import console
-from igr.experiments.cli.console import say
+from igr.experiments.cli.console import fail, say
 from igr.experiments.cli.options import (
     Compiled,
     Device,
@@ -28,6 +28,7 @@ from igr.experiments.cli.training import (
 )
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
+from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.training.compute import Compute, check_compute
 from igr.experiments.training.config import ARCHITECTURES, SweepConfig
 from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED
@@ -40,7 +41,7 @@ Families = Annotated[list[str], option(_FAMILIES, FAMILIES)]
 USED = 0.02  # a code that carries less of what it could is not used: every reconstruction is about the same
 EXAMPLES = (
     "igr vae --dataset mnist --family igr-i --family gs --temperature 0.1 --temperature 0.5 --out runs/mnist",
-    "igr vae --dataset mnist --out runs/mnist --resume",
+    "igr vae --dataset mnist --epochs 200 --out runs/longer --resume",
 )
 
 
@@ -76,8 +77,12 @@ def vae(
     num_samples: Annotated[int, option("Samples S of each image in a step.")] = 1,
     lr_decay: Annotated[float, option("Divide lr by 1 + this x steps done.")] = 0.0,
     lr_min: Annotated[float, option("But never below this.")] = 0.0,
-    variables: Annotated[int, option("Categorical variables of the code.")] = 20,
-    categories: Annotated[int, option("Categories of each.")] = 10,
+    variables: Annotated[
+        int, option("Categorical variables of the code.", names=["--variables", "--num-variables"])
+    ] = 20,
+    categories: Annotated[
+        int, option("Categories of each.", names=["--categories", "--num-categories"])
+    ] = 10,
     prior_temperature: Annotated[float, option("Of the Gumbel-Softmax prior.")] = 0.5,
     unit_scale: Annotated[bool, flag("--unit-scale", "Hold the Gaussian's scales at 1.")] = False,
     held_out: Annotated[int, option("Training images kept back and scored as well.")] = 0,
@@ -113,9 +118,12 @@ def vae(
     )
     check_compiled(compiled, [config])
     compute = check_compute(Compute(device, compiled))
-    folder, rows = run_sweep(
-        config, out_folder.expanduser(), resume=resume, samples=samples, compute=compute
-    )
+    try:
+        folder, rows = run_sweep(
+            config, out_folder.expanduser(), resume=resume, samples=samples, compute=compute
+        )
+    except Interrupted as stopped:
+        fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)
     groups = grouped(rows)
     console.out.print(results_table(groups, f"Discrete VAEs on {dataset}"))
     for group in groups:

@@ -200,6 +200,18 @@ def _has_curve(table: Table, row: Row, column: Column) -> bool:
     )
 
 
+def _places(name: str) -> list[tuple[Table, Row, Column]]:
+    """The rows and data sets of a table, or of a figure that shows such."""
+    if name in TABLES:
+        table = TABLES[name]
+        return [(table, row, column) for row in table.rows for column in _columns(table, row)]
+    figure = FIGURES[name]
+    if not isinstance(figure, TableFigure):
+        return []
+    table, column = TABLES[figure.table], COLUMNS[figure.column]
+    return [(table, row, column) for row in table.rows if row.name in figure.rows]
+
+
 def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
     """What has to run for these tables and figures.
 
@@ -209,31 +221,29 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
     options.check()
     for name in wanted:
         check_choice("what to reproduce", name, names())
-    if "all" in wanted:
+    if everything := "all" in wanted:
         wanted = [*TABLES, *FIGURES]
     chosen = options.scale(scale)
-    tables = [TABLES[name] for name in wanted if name in TABLES]
-    of_rows = [f for name in wanted if isinstance(f := FIGURES.get(name), TableFigure)]
-    known = {row.name for table in tables for row in table.rows}
-    known |= {name for figure in of_rows for name in figure.rows}
+    places = {name: _places(name) for name in sorted(wanted, key=names().index)}
+    known = {row.name for each in places.values() for _, row, _ in each}
+    if not known and (options.rows or options.datasets):
+        raise ConfigError(f"row, dataset: {', '.join(places)} has none to choose from")
     for name in options.rows:
         check_choice("row", name, sorted(known))
+    selected = []
+    for name, each in places.items():
+        kept = [
+            (table, row, column)
+            for table, row, column in each
+            if (not options.rows or row.name in options.rows)
+            and (not options.datasets or column.dataset in options.datasets)
+        ]
+        if each and not kept and not everything:
+            raise ConfigError(f"nothing to run of {name}, which has no such rows and data sets")
+        selected += kept
 
     entries: dict[str, tuple[Entry, Cell]] = {}
-    wanted_cells = [
-        (t, row, column) for t in tables for row in t.rows for column in _columns(t, row)
-    ]
-    wanted_cells += [
-        (TABLES[figure.table], row, COLUMNS[figure.column])
-        for figure in of_rows
-        for row in TABLES[figure.table].rows
-        if row.name in figure.rows
-    ]
-    for table, row, column in wanted_cells:
-        if options.rows and row.name not in options.rows:
-            continue
-        if options.datasets and column.dataset not in options.datasets:
-            continue
+    for table, row, column in selected:
         curve = _has_curve(table, row, column)
         cell = cell_of(table, row, column, chosen, curve=curve)
         cell = dataclasses.replace(
@@ -246,8 +256,6 @@ def make_plan(wanted: Sequence[str], scale: str, options: Options) -> Plan:
             cell.check()
         entries.setdefault(f"{table.name} {cell.title}", (entry, cell))
     shown = tuple(name for name in FIGURES if name in wanted)
-    if not entries and not shown:
-        raise ConfigError("nothing to run: no table that was asked for has such rows and data sets")
     return Plan(chosen, tuple(entries.values()), shown)
 
 

@@ -211,8 +211,10 @@ class SweepFolder:
             occupied = any(p.name != _LOCK for p in path.iterdir())
             if occupied and not resume:
                 begun = settings.exists()
-                what = "holds a sweep: go on with it by --resume" if begun else "is not empty"
-                raise RecordError(f"folder {path} {what}, or choose another --out")
+                what = (
+                    "holds a sweep: `igr vae --resume` goes on with it" if begun else "is not empty"
+                )
+                raise RecordError(f"folder {path} {what}; or choose another --out")
             if occupied and not settings.exists():
                 raise RecordError(f"folder {path} holds no sweep to resume; choose another --out")
             if not occupied:
