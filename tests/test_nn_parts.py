@@ -422,6 +422,21 @@ def test_codebook_counts_what_is_in_use() -> None:
     )
 
 
+@pytest.mark.parametrize("num_variables", [None, 3])
+@pytest.mark.parametrize("batch", [(0,), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, D])
+def test_no_codes_use_nothing(
+    num_variables: int | None, batch: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    book = nn.Codebook(num_variables, 4, 6)
+    shape = book.weight.shape[:-1]
+    codes = torch.zeros(*batch, *shape, dtype=dtype, requires_grad=True)
+    assert torch.equal(book.usage(codes), torch.zeros(shape, dtype=book.usage(codes).dtype))
+    loss = book.diversity_loss(codes)
+    loss.backward()
+    assert loss == 0.75
+
+
 def test_diversity_loss_spreads_the_use() -> None:
     torch.manual_seed(0)
     head = nn.SoftmaxIGRHead(8, num_variables=2, num_categories=5)
@@ -504,6 +519,30 @@ def test_schedules_take_all_kinds_of_numbers(make: Any) -> None:
                 expected = torch.as_tensor(expected, dtype=D).expand(value.shape)
                 torch.testing.assert_close(value.double(), expected, rtol=rtol, atol=0)
             igr.SoftmaxIGR(torch.zeros(2, 2), torch.ones(2), values[2]).rsample()
+
+
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    **{make.__name__: lambda value, make=make: make(value, value, 4) for make in ANNEALED},  # type: ignore[misc]
+    "LearnedTemperature": nn.LearnedTemperature,
+    "KLWarmup": lambda value: nn.KLWarmup(4, value, value),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, D])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_schedules_share_nothing_and_begin_anew(
+    shape: tuple[int, ...], dtype: torch.dtype, name: str
+) -> None:
+    given = torch.full(shape, 0.5, dtype=dtype)
+    first, second = SCHEDULES[name](given), SCHEDULES[name](given)
+    before = {key: value.clone() for key, value in first.state_dict().items()}
+    first.load_state_dict({key: value + 1 for key, value in before.items()})
+    assert (given == 0.5).all()
+    assert all(torch.equal(second.state_dict()[key], value) for key, value in before.items())
+    given.fill_(7.0)
+    first.reset_parameters()
+    assert all(torch.equal(first.state_dict()[key], value) for key, value in before.items())
 
 
 def test_other_schedules_take_all_kinds_of_numbers() -> None:

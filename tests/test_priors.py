@@ -317,3 +317,34 @@ def test_fit_grows_countable_parameters_and_takes_another_objective() -> None:
     )
     assert parameters.num_coordinates >= 8
     assert course.closeness[-1][1] < 0.3 < course.closeness[0][1]
+
+
+@pytest.mark.parametrize("how", ["hard", "mean"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        igr.SoftmaxIGR,
+        igr.StickBreakingIGR,
+        igr.SharpStickBreakingIGR,
+        igr.GumbelSoftmax,
+        igr.CountableIGR,
+        planar(3),
+    ],
+)
+def test_matches_the_same_in_inference_mode(family: Any, how: str) -> None:
+    def matched() -> igr.Relaxation:
+        target = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+        temperature = torch.tensor(0.9, dtype=torch.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OutOfReachWarning)
+            return igr.match(target, family, temperature, how, num_samples=256)
+
+    with torch.inference_mode():
+        found = matched()
+    found.rsample((2,))
+    with torch.no_grad():
+        expected = matched()
+    if isinstance(found, igr.GumbelSoftmax):
+        assert torch.equal(found.logits, expected.logits)
+    else:
+        assert torch.equal(found.loc, expected.loc)

@@ -35,14 +35,31 @@ def values_can_be_read(*values: object) -> bool:
     return is_eager() and all(_has_data(value) for value in values if isinstance(value, Tensor))
 
 
-def _has_data(tensor: Tensor) -> bool:
+def is_transformed() -> bool:
+    """Whether this is called within `torch.func.grad`, `vmap` or their like."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def unwrapped(tensor: Tensor) -> Tensor | None:
+    """The tensor without what `torch.func` wraps it in; None where `vmap` has made a batch of it."""
     functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
+    while is_transformed() and functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):
-            return False
+            return None
         tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _has_data(wrapped: Tensor) -> bool:
+    tensor = unwrapped(wrapped)
     # Fake tensors and their like have a dispatch of their own.
-    return not tensor.is_meta and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return (
+        tensor is not None
+        and not tensor.is_meta
+        and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    )
 
 
 def enabled(validate_args: bool | None) -> bool:

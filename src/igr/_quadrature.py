@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from igr import _checks
+
 __all__ = ["gauss_legendre", "recomputed"]
 
 Result = TypeVar("Result")
@@ -48,8 +50,6 @@ def recomputed(function: Callable[..., Result], *inputs: object) -> Result:
         isinstance(x, Tensor) and x.requires_grad for x in inputs
     )
     # torch.func.grad and its siblings cannot differentiate a checkpoint.
-    if differentiable and (
-        torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None
-    ):
+    if differentiable and not _checks.is_transformed():
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return function(*inputs)

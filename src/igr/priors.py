@@ -113,6 +113,19 @@ def match(
     >>> prior.loc[0]
     tensor(-0.7530)
     """
+    if torch.is_inference_mode_enabled():
+        # What is solved for needs gradients on the way, and may be trained against later.
+        with torch.inference_mode(False), torch.no_grad():
+            return match(
+                _normal(target),
+                family,
+                _normal(temperature),
+                how,
+                scale=_normal(scale),
+                num_categories=num_categories,
+                num_samples=num_samples,
+                seed=seed,
+            )
     _check_how(how)
     if isinstance(family, Distribution) or not callable(family):
         raise ValueError(
@@ -140,6 +153,11 @@ def match(
     if countable:
         return _match_countable(probs, family, temperature, settings)
     return _match_igr(probs, lambda loc, scale: family(loc, scale, temperature), settings)
+
+
+def _normal(value: Any) -> Any:
+    """The same, or a copy of a tensor that was made in inference mode."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 class _Settings(NamedTuple):

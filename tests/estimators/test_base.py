@@ -444,9 +444,89 @@ def test_a_run_in_a_stack_learns_what_it_learns_alone(family_name: str, name: st
 def test_an_empty_batch_has_an_empty_loss(family_name: str, name: str) -> None:
     family, make = FAMILIES[family_name]
     leaves = [p.expand(0, *p.shape).clone().requires_grad_() for p in make(2, 3)]
-    loss = EVERY[name](2, 3).double()(family(leaves), lambda z: z[..., 0].sum(-1))
+    estimator = EVERY[name](2, 3).double()
+    loss = estimator(family(leaves), lambda z: z[..., 0].sum(-1))
     assert loss.shape == (0,)
     loss.sum().backward()
+    learned = [p.grad for p in estimator.parameters() if p.grad is not None]
+    assert all((x == 0).all() for x in learned)
+    assert all(x.isfinite().all() for x in estimator.state_dict().values()), "nothing is learned"
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_a_call_in_inference_mode_leaves_nothing_behind(family_name: str, name: str) -> None:
+    family, make = FAMILIES[family_name]
+    parameters = [p.expand(5, *p.shape) for p in make(2, 3)]
+    estimator = EVERY[name](2, 3).double()
+    with torch.inference_mode():
+        torch.manual_seed(1)
+        value = estimator(family(parameters), lambda z: z[..., 0].sum(-1))
+    fresh = EVERY[name](2, 3).double()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        torch.testing.assert_close(value, fresh(family(parameters), lambda z: z[..., 0].sum(-1)))
+    for module in (estimator, *estimator.children()):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    estimator.load_state_dict(fresh.state_dict())
+    leaves = [p.clone().requires_grad_() for p in parameters]
+    estimator(family(leaves), lambda z: z[..., 0].sum(-1)).sum().backward()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, DOUBLE], ids=str)
+def test_categories_in_half_precision(dtype: torch.dtype, name: str) -> None:
+    estimator = EVERY[name](2, 3)
+    logits = torch.randn(4, 2, 3).to(dtype).requires_grad_()
+    if estimator.needs is not E.Needs.PROBABILITIES:
+        pytest.skip("needs a relaxation")
+    seen = []
+
+    def f(b: Tensor) -> Tensor:
+        seen.append(b.dtype)
+        return b[..., 0].sum(-1)
+
+    q = td.OneHotCategorical(logits=logits, validate_args=False)  # which would not bear float16
+    estimator(q, f).sum().backward()
+    assert set(seen) == {dtype}
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_torch_func_over_f_works_or_is_refused(transform: str, name: str) -> None:
+    """Nothing of q is transformed then, and nothing may remain of the transform in the estimator."""
+    estimator = EVERY[name](2, 3).double()
+    q = GumbelSoftmax(0.5, logits=torch.randn(4, 2, 3, dtype=DOUBLE))
+    weight = torch.randn(2, 3, dtype=DOUBLE)
+
+    def loss(w: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return estimator(q, lambda z: (z * w).sum((-1, -2)) ** 2).sum()
+
+    def call(f: Callable[[Tensor], Tensor]) -> Tensor:
+        if transform == "grad":
+            return torch.func.grad(f)(weight)
+        return torch.func.vmap(f, randomness="different")(weight.expand(5, 2, 3))
+
+    refused = isinstance(estimator, (E.Rebar, E.Relax, E.Rodeo, E.DoubleControlVariate))
+    if refused or (name == "running mean" and transform == "vmap"):
+        expected = (
+            "takes derivatives on its way" if refused else "cannot learn under torch.func.vmap"
+        )
+        with pytest.raises(ValueError, match=expected):
+            call(loss)
+    else:
+        found = call(loss)
+        if transform == "grad":
+            leaf = weight.clone().requires_grad_()
+            expected = torch.autograd.grad(loss(leaf), leaf)[0]
+            torch.testing.assert_close(found, expected)
+    for value in estimator.state_dict().values():
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    assert loss(weight).isfinite()
 
 
 @pytest.mark.parametrize("name", EVERY)

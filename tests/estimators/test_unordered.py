@@ -74,6 +74,38 @@ def test_both_ways_to_the_probabilities_of_sets_agree_where_they_are_tiny() -> N
     assert (subsets[0] < -300).all()
 
 
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4, 1e30])
+def test_both_ways_agree_where_one_state_is_certain(size: float) -> None:
+    """What the others' probabilities are no number can tell: only that they add nothing."""
+    log_p = -torch.tensor([0.0, *[size] * 6, 2 * size, torch.inf], dtype=DOUBLE)
+    of_subsets, of_quadrature = (
+        method(log_p)
+        for method in (unordered._log_set_probs_by_subsets, unordered._log_set_probs_by_quadrature)
+    )
+    for none, one, two in (of_subsets, of_quadrature):
+        weight = (log_p + one - none).exp()
+        torch.testing.assert_close(weight, (log_p == 0).to(DOUBLE), rtol=0, atol=1e-9)
+        control = (log_p + two - one.unsqueeze(-1)).exp()[1:, 0]
+        torch.testing.assert_close(control, torch.ones_like(control), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("count", [2, 9, 10, 15])
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+def test_a_state_that_is_certain_is_all_there_is(
+    size: float, count: int, dtype: torch.dtype
+) -> None:
+    logits = torch.zeros(3, 20, dtype=dtype)
+    logits[0, 0], logits[1, 5], logits[2, 7] = size, size, -size
+    logits.requires_grad_()
+    loss = UnorderedSet(count)(GumbelSoftmax(0.5, logits=logits), lambda b: 2 * b[..., 5])
+    torch.testing.assert_close(loss[:2].double(), torch.tensor([0.0, 2.0], dtype=DOUBLE))
+    assert loss.isfinite().all()
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("family_name", FAMILIES)
 @pytest.mark.parametrize("N, K", [(1, 2), (1, 4), (2, 3), (3, 2)])
 def test_a_set_of_all_states_has_no_variance(N: int, K: int, family_name: str) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, OneHotCategorical
 
+from igr import _checks, functional
 from igr.distributions import Relaxation
 from igr.estimators.couplings import coupling
 from igr.estimators.noise import Noise
@@ -198,7 +199,8 @@ def _check_value(value: Any, batch_shape: torch.Size) -> Tensor:
 def _probabilities(q: Distribution, name: str) -> OneHotCategorical:
     """The categorical distribution of q, with probabilities that can be differentiated."""
     if isinstance(q, OneHotCategorical):
-        return q
+        logits = functional.full_precision(q.logits)
+        return q if logits is q.logits else OneHotCategorical(logits=logits, validate_args=False)
     if not isinstance(q, Relaxation):
         raise ValueError(
             f"q: {name} needs the probabilities of the categories, from a relaxation with discrete() or a "
@@ -213,14 +215,9 @@ def _probabilities(q: Distribution, name: str) -> OneHotCategorical:
     return recovered
 
 
-def is_transformed(tensor: Tensor) -> bool:
-    """Whether a `torch.func` transform is at work on it."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def refuse_transforms(name: str, tensor: Tensor) -> None:
+def refuse_transforms(name: str) -> None:
     """Raise ValueError under `torch.func` transforms, for those that call autograd themselves."""
-    if is_transformed(tensor):
+    if _checks.is_transformed():
         raise ValueError(
             f"q: {name} takes derivatives on its way, which torch.func transforms do not allow; use loss.backward() or "
             "torch.autograd.grad"
@@ -241,6 +238,8 @@ def check_count(name: str, value: int) -> None:
 
 def cast(samples: Tensor, q: Distribution) -> Tensor:
     """Samples in the dtype of q's parameters."""
+    if isinstance(q, OneHotCategorical):
+        return samples.to(q.logits.dtype)
     return q._cast(samples) if isinstance(q, Relaxation) else samples
 
 
@@ -279,5 +278,7 @@ class Attach(torch.autograd.Function):
         (weight,) = grad
         gradients = ctx.saved_tensors
         out = [spread(weight, g.dim()) * g for g in gradients[: ctx.count]]
-        out += [weight.mean() * g for g in gradients[ctx.count :]]
+        # Of no values there is no mean.
+        mean = weight.mean() if weight.numel() else weight.sum()
+        out += [mean * g for g in gradients[ctx.count :]]
         return weight, None, *out, *(None for _ in gradients)

@@ -58,7 +58,7 @@ class _ControlVariate(Estimator):
         """c ``(S, *elements)`` at relaxed samples ``(S, *batch, K)``."""
 
     def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:
-        refuse_transforms(type(self).__name__, law.parameters[0])
+        refuse_transforms(type(self).__name__)
         own = [p for p in self.parameters() if p.requires_grad] if self.training else []
         learn = bool(own) and torch.is_grad_enabled()
         # Leaves of their own, one for each sample: nothing here may reach what q's parameters come from, nor what f
@@ -230,7 +230,7 @@ class _SlopesOfOthers(Estimator):
     def _estimate(
         self, q: Distribution, law: OneHotCategorical, f: Objective, noise: Noise
     ) -> Tensor:
-        refuse_transforms(type(self).__name__, law.logits)
+        refuse_transforms(type(self).__name__)
         onehot = noise.onehot(law.logits, self.num_samples)
         if not torch.is_grad_enabled():
             return self._evaluate(f, onehot, q).mean(0)

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, OneHotCategorical
 from torch.utils.checkpoint import checkpoint
 
+from igr import _checks
 from igr.estimators.base import (
     Differentiable,
     JointEstimator,
     Needs,
     Objective,
     check_count,
-    is_transformed,
     sum_variables,
 )
 from igr.estimators.couplings import log_prob
@@ -99,7 +99,7 @@ class Enumerate(JointEstimator):
             )
         loss = part(samples, values)
         for start in range(self.chunk, total, self.chunk):
-            if torch.is_grad_enabled() and not is_transformed(logits):
+            if torch.is_grad_enabled() and not _checks.is_transformed():
                 more = cast("Tensor", checkpoint(further, start, dims, use_reentrant=False))
             else:
                 more = further(start, dims)

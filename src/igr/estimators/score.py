@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, OneHotCategorical
 
-from igr import functional
+from igr import _checks, functional
 from igr.estimators.base import (
     Differentiable,
     Estimator,
@@ -27,7 +27,8 @@ __all__ = ["LeaveOneOut", "Reinforce", "RunningMean"]
 class RunningMean(nn.Module):
     """A baseline: the mean of the losses of earlier calls, with exponentially decaying weights.
 
-    It never contains the samples that it is subtracted from, so that it adds no bias. It is 0 at the first call.
+    It never contains the samples that it is subtracted from, so that it adds no bias. It is 0 at the first call. What
+    it remembers changes in training mode alone.
 
     Args:
         decay: weight of the past at each call.
@@ -68,11 +69,23 @@ class RunningMean(nn.Module):
         # In full precision: half precision loses small steps, and 1e-12 altogether.
         mean, weight = functional.full_precision(self.mean), functional.full_precision(self.weight)
         before = mean / weight.clamp(min=1e-12)
-        if self.training:
+        if self.training and values.numel():
             rest = (0, *range(1 + len(size), values.dim()))
-            self.mean = torch.lerp(values.mean(rest).to(mean.dtype), mean, self.decay)
-            self.weight = 1 - (1 - weight) * self.decay
+            # What is remembered belongs to no mode that ends before it.
+            with torch.inference_mode(False), torch.no_grad():
+                now = torch.lerp(values.mean(rest).to(mean.dtype), mean, self.decay)
+                self.mean = self._plain(now)
+                self.weight = self._plain(1 - (1 - weight) * self.decay)
         return spread(before.to(values.dtype).unsqueeze(0), values.dim())
+
+    def _plain(self, x: Tensor) -> Tensor:
+        plain = _checks.unwrapped(x)
+        if plain is None:
+            raise ValueError(
+                "baseline: a RunningMean cannot learn under torch.func.vmap; call eval() on it, or give it the shape "
+                "of a stack"
+            )
+        return plain
 
 
 class LeaveOneOut(nn.Module):

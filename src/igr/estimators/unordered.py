@@ -124,8 +124,11 @@ def _log_set_probs_by_quadrature(log_p: Tensor) -> tuple[Tensor, Tensor, Tensor]
     rest = (1 - log_p.exp().sum(-1, keepdim=True)).clamp(min=1e-300)
     end = math.log(count + 60.0)
     x = torch.arange(-40.0, end, 0.15, dtype=log_p.dtype, device=log_p.device)
-    rate = (log_p - torch.log(rest)).clamp(max=600.0)
-    arrived = _log1mexp(-torch.exp(rate.unsqueeze(-1) + x).clamp(max=1e300))
+    # What never arrives, to rounding, still has to be among finite numbers.
+    rate = (log_p - torch.log(rest)).clamp(-1e5, 600.0)
+    log_time = rate.unsqueeze(-1) + x
+    arrived = _log1mexp(-torch.exp(log_time.clamp(min=-40.0)).clamp(max=1e300))
+    arrived = torch.where(log_time > -40.0, arrived, log_time)
     arrived = torch.where(log_p.unsqueeze(-1) > -torch.inf, arrived, 0.0)
     total = x - torch.exp(x) + math.log(0.15) + arrived.sum(-2)
     without = total.unsqueeze(-2) - arrived

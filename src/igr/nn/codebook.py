@@ -103,7 +103,7 @@ class Codebook(nn.Module):
             codes: ``(*, num_variables, K)``: samples, or ``q.discrete().probs``.
 
         Returns:
-            ``(num_variables, K)``.
+            ``(num_variables, K)``; of no codes, zeros.
 
         >>> Codebook(None, 2, 8).usage(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]))
         tensor([0.7500, 0.2500])
@@ -111,7 +111,10 @@ class Codebook(nn.Module):
         self._check(codes)
         event = 1 if self.num_variables is None else 2
         wide = codes.to(torch.promote_types(codes.dtype, torch.float32))
-        return wide.flatten(0, -event - 1).mean(0) if codes.dim() > event else wide
+        if codes.dim() == event:
+            return wide
+        rows = wide.flatten(0, -event - 1)
+        return rows.mean(0) if len(rows) else rows.sum(0)
 
     def perplexity(self, codes: Tensor) -> Tensor:
         r"""How many categories are in use, in effect.

@@ -128,7 +128,7 @@ class _Annealed(nn.Module):
     def __init__(self, start: float | Tensor, end: float | Tensor, num_steps: int) -> None:
         super().__init__()
         self.num_steps = whole_number("num_steps", num_steps, 1)
-        self._ends = {"start": start, "end": end}
+        self._ends = {"start": _own(start), "end": _own(end)}
         start, end = _as_floats(start=start, end=end)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=start.device))
         self.register_buffer("start", start)
@@ -240,7 +240,7 @@ class LearnedTemperature(TemperatureSchedule):
 
     def __init__(self, initial: float | Tensor = 1.0) -> None:
         super().__init__()
-        self._value = _checks.positive("initial", initial)
+        self._value = _own(_checks.positive("initial", initial))
         (value,) = _as_floats(initial=self._value)
         self.log_temperature = nn.Parameter(value.log())
 
@@ -318,6 +318,11 @@ def assign(to: Tensor, value: float | Tensor) -> None:
         to.fill_(value)
 
 
+def _own(value: Any) -> Any:
+    """The same number, or a copy of a tensor, which nobody else changes."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def describe(value: float | Tensor | None) -> str:
     """A number, or a tensor of one, shortly; other tensors by their shape."""
     if isinstance(value, Tensor):
@@ -344,4 +349,4 @@ def _as_floats(**values: float | Tensor) -> list[Tensor]:
     if tensors:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     device = tensors[0].device if tensors else None
-    return [torch.as_tensor(value, dtype=dtype, device=device) for value in given]
+    return [torch.as_tensor(_own(value), dtype=dtype, device=device) for value in given]
