@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ import torch
 from rich.console import Console
 
 from igr.experiments import cli
+from igr.experiments.cli.app import COMMANDS
 from igr.experiments.paper import results
 from igr.experiments.runs import driver
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import grid
+from igr.experiments.training.config import SweepConfig
 
 SETTINGS = {"epochs": [2], "train_images": [200], "num_variables": [4], "held_out": [50]}
 WORDS = [f"{name}={value}" for name, (value,) in SETTINGS.items()]
@@ -210,6 +214,70 @@ def test_a_folder_where_something_else_is_in_the_way_is_one_line(
     assert code == 2
     assert said[-1].startswith("igr: ")
     assert "Traceback" not in "".join(said)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_home_of_nobody_is_one_line(command: str) -> None:
+    folder = "~no-such-user/x"
+    words = {"sweep": ["epochs=1"], "reproduce": ["figure4", "--scale", "smoke"]}.get(command, [])
+    if command in ("sweep", "reproduce", "vae", "demo"):
+        words += ["--out", folder]
+    else:
+        words += [folder, *(["--into", "x"] if command == "collect" else [])]
+    code, (line,) = run(command, *words)
+    assert code == 2
+    assert line.startswith(f"igr: {folder}: ")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names that are not UTF-8")
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    """safetensors opens none, and calls what is in there damaged."""
+    folder = tmp_path / os.fsdecode(b"a\xff")
+    for command in (VAE, SWEEP):
+        code, said = run(*command, "--out", folder)
+        assert code == 2
+        assert "its name is not UTF-8" in said[-1]
+    assert not folder.exists()
+    state = folder / "sweeps" / "x" / "state"
+    state.mkdir(parents=True)
+    (state / "y.safetensors").write_bytes(safetensors.torch.save({}))
+    (state.parent / "config.json").write_text(json.dumps({"format": 1, **SweepConfig().to_dict()}))
+    code, (line,) = run("status", folder)
+    assert code == 2
+    assert "damaged" not in line
+
+
+def test_collecting_what_is_gone_is_one_line(made: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(made / "cell", root)
+    (cell,) = (root / "cells").glob("*.json")
+    record = json.loads(cell.read_text())
+    full = {**record["scale"], "name": "full", "stand_in": None}
+    cell.write_text(json.dumps({**record, "curve": True, "scale": full}))
+    shutil.rmtree(root / "sweeps")
+    code, (line,) = run("collect", root, "--into", tmp_path / "into")
+    assert code == 2
+    assert "metrics.csv" in line
+
+
+def test_a_page_is_all_that_a_report_writes_and_it_goes_without_curves_that_are_gone(
+    made: Path, tmp_path: Path
+) -> None:
+    root, page = tmp_path / "root", tmp_path / "page.html"
+    shutil.copytree(made / "cell", root)
+    for path in root.glob("figures/*/*"):
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+    assert run("report", root, "--out", page) == (0, [])
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+    drawn = page.read_text().count("data:image/svg")
+    assert drawn > 0
+    shutil.rmtree(root / "sweeps")
+    assert run("report", root, "--out", page) == (0, [])
+    assert page.read_text().count("data:image/svg") < drawn
+    code, (line,) = run("report", root, "--out", ".")
+    assert code == 2
+    assert line.startswith("igr: cannot write .: ")
 
 
 def shapes() -> list[tuple[Any, Any, str | None]]:

@@ -22,7 +22,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""
     data = content.encode() if isinstance(content, str) else content
     try:
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
         try:
             # Not by tempfile, whose files nobody else may read.
             with temporary.open("xb") as file:
@@ -83,13 +83,52 @@ def acquire(path: Path, timeout: float = 0.0) -> AbstractContextManager[Any]:
         raise RecordError(f"cannot lock {path}: {reason(error)}") from error
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process has a lock; nothing is written where the system can tell without."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        try:
+            with acquire(path):
+                return False
+        except Busy:
+            return True
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {reason(error)}") from error
+    return False
+
+
 def reason(error: OSError) -> str:
     """What the system says of an error."""
     return error.strerror or str(error)
 
 
+def expanded(path: Path) -> Path:
+    """A path that a user named, ``~`` and all."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def check_name(path: Path) -> None:
+    """Raise RecordError for a path that safetensors cannot open: it would call what is there damaged."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RecordError(f"cannot use {path}: its name is not UTF-8") from None
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those it lies in, unless they are there."""
+    check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,6 +16,8 @@ from rich.console import Console
 from igr.experiments.errors import UserError
 from igr.experiments.runs import driver
 from igr.experiments.runs.engines import Processes
+from igr.experiments.runs.jobs import Context
+from igr.experiments.runs.stopping import StopRequest
 from igr.experiments.runs.sweep import Scoring, Sweep
 from igr.experiments.training.config import SweepConfig
 
@@ -29,6 +31,13 @@ def sweeps(epochs: int) -> list[Sweep]:
         )
         for lr in (1e-3, 2e-3)
     ]
+
+
+class Nothing:
+    """A task that does nothing."""
+
+    def run(self, given: bytes | None, context: Context) -> None:
+        pass
 
 
 def run_and_kill(jobs: list[Sweep], root: Path, times: int) -> tuple[str, Exception | None]:
@@ -53,6 +62,31 @@ def run_and_kill(jobs: list[Sweep], root: Path, times: int) -> tuple[str, Except
         time.sleep(0.05)
     thread.join()
     return printed.getvalue(), failed[0] if failed else None
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs signals")
+def test_ctrl_c_never_reaches_a_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    """A terminal sends it to every process, those too that have not yet begun to ignore it."""
+    engine, ends = Processes(1), []
+    engine.start(lambda key, name, *arguments: ends.append(name), StopRequest())
+    try:
+        pipe = engine._start_worker()
+        process = engine.workers[pipe].process
+        for _ in range(30):
+            os.kill(process.pid or 0, signal.SIGINT)
+            time.sleep(0.03)
+        engine.submit(0, Nothing(), None)
+        while "done" not in ends and process.is_alive():
+            engine.poll(0.1)
+        os.kill(process.pid or 0, signal.SIGINT)  # nor now
+        engine.submit(1, Nothing(), None)
+        while ends.count("done") < 2 and process.is_alive():
+            engine.poll(0.1)
+    finally:
+        engine.close()
+    assert ends == ["done", "done"]
+    assert capfd.readouterr().err == ""
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -79,6 +79,35 @@ def test_what_is_on_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"{longer.name}: in work" in said(tmp_path, capsys)
 
 
+def test_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that those see it too who may only read."""
+    job = sweep(2)
+    job.folder(tmp_path).write_config(job.config)
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with status.published(tmp_path) as path, locked(tmp_path, job.name):
+        Board({"a": 10.0}, QUIET, clock=Clock(), path=path).begin("a", 10.0)
+        monkeypatch.setattr("filelock.FileLock.acquire", refused)
+        monkeypatch.setattr(Path, "mkdir", refused)
+        text = said(tmp_path, capsys)
+        monkeypatch.undo()
+    assert f"{job.name}: in work" in text
+    assert "last heard of" in text
+
+
+@pytest.mark.parametrize("content", ["{}", '{"fraction": "x"}', "[]", "half"])
+def test_progress_of_another_form_is_passed_over(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "progress" / "host-1.json").write_text(content)
+    assert said(tmp_path, capsys) == "0 cells done; 0 sweeps trained, 0 begun\n"
+
+
 def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["status", str(tmp_path)])

@@ -9,6 +9,7 @@ import typer
 
 from igr.experiments.cli.console import say
 from igr.experiments.cli.options import option
+from igr.experiments.files import expanded
 from igr.experiments.paper import results
 from igr.experiments.paper.plan import check_root
 
@@ -22,7 +23,7 @@ def collect(
     folder: Annotated[Path, typer.Argument(help="What `igr reproduce --scale full --out` wrote.")],
     into: Annotated[Path, option("Folder of results, such as results/ in a clone.")],
 ) -> None:
-    root = folder.expanduser()
+    root = expanded(folder)
     check_root(root)
-    files = results.collect(root, into.expanduser())
+    files = results.collect(root, expanded(into))
     say(f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")

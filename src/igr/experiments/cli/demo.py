@@ -23,6 +23,7 @@ from igr.experiments.cli.training import (
     run_sweep,
     set_threads,
 )
+from igr.experiments.files import expanded
 from igr.experiments.runs import plots
 from igr.experiments.runs.records import SweepFolder
 from igr.experiments.runs.sweep import nats
@@ -58,7 +59,7 @@ def demo(
         lr=3e-3,
         held_out=200,
     )
-    path = out_folder.expanduser()
+    path = expanded(out_folder)
     start = time.perf_counter()
     resume = is_unfinished_demo(path, config)
     if not resume and (path / DEMO_MARK).exists():

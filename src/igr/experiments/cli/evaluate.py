@@ -16,6 +16,7 @@ from igr.experiments.cli.training import (
     results_table,
     set_threads,
 )
+from igr.experiments.files import expanded
 from igr.experiments.runs.records import open_runs
 from igr.experiments.training.config import check_count
 
@@ -37,7 +38,7 @@ def evaluate(
     check_count("samples", samples)
     if limit is not None:
         check_count("limit", limit)
-    runs = open_runs(folder.expanduser())
+    runs = open_runs(expanded(folder))
     dataset = load_data(runs[0].config.dataset)
     rows = evaluate_runs(runs, dataset, samples, limit)
     console.out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))

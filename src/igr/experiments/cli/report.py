@@ -9,6 +9,7 @@ import typer
 
 from igr.experiments.cli.console import say
 from igr.experiments.cli.options import option
+from igr.experiments.files import expanded
 from igr.experiments.paper import report as page
 
 EXAMPLES = (
@@ -23,7 +24,7 @@ def report(
         Path | None, option("The page; by default report.html in the folder.", names=["--out"])
     ] = None,
 ) -> None:
-    root = folder.expanduser()
-    path = (out_file or root / "report.html").expanduser()
+    root = expanded(folder)
+    path = expanded(out_file or root / "report.html")
     size = page.write(root, path)
     say(f"{path} ({size / 1e6:.1f} MB, needs no network)")

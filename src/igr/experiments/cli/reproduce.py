@@ -13,6 +13,7 @@ from igr.experiments.cli import console, options
 from igr.experiments.cli.console import Column, say
 from igr.experiments.cli.jobs import Where, run_jobs
 from igr.experiments.cli.options import flag, option
+from igr.experiments.files import expanded
 from igr.experiments.paper import plan as plans
 from igr.experiments.paper import results
 from igr.experiments.paper.cells import read_cells, write_tables
@@ -92,7 +93,7 @@ def reproduce(
         choose=choose,
     )
     plan = plans.make_plan(what, scale, wishes)
-    root = out_folder.expanduser()
+    root = expanded(out_folder)
     read_cells(root)  # records of another version are found now, not after the work
     jobs = plan.jobs()
     if not again and (adopted := results.adopt(jobs, root)):

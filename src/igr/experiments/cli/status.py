@@ -9,12 +9,13 @@ import typer
 
 from igr.experiments.cli.console import say
 from igr.experiments.errors import RecordError
+from igr.experiments.files import expanded
 from igr.experiments.runs import status as found
 from igr.experiments.runs.progress import duration
 
 EXAMPLES = (
     "igr status igr-reproduce",
-    "watch igr status runs/paper",
+    "watch -n 60 igr status runs/paper",
 )
 
 
@@ -23,7 +24,7 @@ def status(
         Path, typer.Argument(help="What `igr reproduce --out` or `igr sweep --out` writes.")
     ],
 ) -> None:
-    root = folder.expanduser()
+    root = expanded(folder)
     if not any((root / part).is_dir() for part in ("sweeps", "cells", "figures", "progress")):
         raise RecordError(
             f"{root}: expected the folder that `igr reproduce` or `igr sweep` writes, and this is none"

@@ -27,6 +27,7 @@ from igr.experiments.cli.options import (
 )
 from igr.experiments.cli.training import check_compiled
 from igr.experiments.errors import ConfigError, check_choice
+from igr.experiments.files import expanded
 from igr.experiments.paper.cells import write_tables
 from igr.experiments.runs.sweep import Result, Sweep, grid, mean_and_spread, nats
 from igr.experiments.training.config import RunConfig
@@ -59,7 +60,7 @@ def sweep(
 ) -> None:
     sweeps = grid(_values(settings), samples=samples, test_images=test_images)
     check_compiled(compiled, [each.config for each in sweeps])
-    root = out_folder.expanduser()
+    root = expanded(out_folder)
     where = Where(
         engine, ray_address, workers, cpus_per_task, gpus_per_task, device, compiled, tensorboard
     )

@@ -26,6 +26,7 @@ from igr.experiments.cli.training import (
     run_sweep,
     set_threads,
 )
+from igr.experiments.files import expanded
 from igr.experiments.models.families import FAMILIES
 from igr.experiments.models.likelihoods import LIKELIHOODS
 from igr.experiments.runs.stopping import Interrupted
@@ -120,7 +121,7 @@ def vae(
     compute = check_compute(Compute(device, compiled))
     try:
         folder, rows = run_sweep(
-            config, out_folder.expanduser(), resume=resume, samples=samples, compute=compute
+            config, expanded(out_folder), resume=resume, samples=samples, compute=compute
         )
     except Interrupted as stopped:
         fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)

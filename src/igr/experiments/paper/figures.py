@@ -73,16 +73,20 @@ SUFFIXES: Mapping[str, dict[str, Any]] = {
 """The formats in which figures are written, with how."""
 
 
+def rendered(figure: Figure, suffix: str) -> bytes:
+    """A figure in one of these formats."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format=suffix[1:], **SUFFIXES[suffix])
+    return buffer.getvalue()
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path.png`` and ``path.svg``."""
     make_folder(path.parent)
-    paths = []
-    for suffix, options in SUFFIXES.items():
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(_STYLE):
-            figure.savefig(buffer, format=suffix[1:], **options)
-        paths.append(path.with_name(path.name + suffix))
-        write_atomically(paths[-1], buffer.getvalue())
+    paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
+    for each in paths:
+        write_atomically(each, rendered(figure, each.suffix))
     return paths
 
 
@@ -522,9 +526,10 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
     """Test ELBO over the epochs, mean and standard deviation over seeds; whether any was recorded."""
     lowest = []
     for i, (label, record) in enumerate(rows.items()):
-        if not record["curve"]:
+        folders = [RunFolder(root / run["run"]) for run in record["runs"]]
+        if not record["curve"] or not all(each.has_metrics for each in folders):
             continue
-        metrics = [RunFolder(root / run["run"]).metrics() for run in record["runs"]]
+        metrics = [each.metrics() for each in folders]
         values = torch.tensor(
             [[row["test_elbo"] for row in each] for each in metrics], dtype=torch.float64
         )

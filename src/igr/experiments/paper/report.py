@@ -9,7 +9,7 @@ from typing import Any
 from igr.experiments import data, page
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.cells import trained_epochs
-from igr.experiments.paper.figures import FigureJob
+from igr.experiments.paper.figures import FigureJob, rendered
 from igr.experiments.paper.plan import Entry, by_column, column_label, errata_of, number
 from igr.experiments.paper.specs import (
     ERRATA,
@@ -101,9 +101,8 @@ def _pictures(root: Path, entries: Sequence[Entry]) -> list[dict[str, Any]]:
         scale = _best_scale(root, figure)
         image, lines = None, []
         if scale is not None:
-            for path in reproduce.draw_figures(root, [name], scale, entries)[name]:
-                if path.suffix == ".svg":
-                    image = page.embedded(path.read_bytes())
+            drawn = reproduce.picture(figure, root, scale, entries)
+            image = page.embedded(rendered(drawn, ".svg")) if drawn else None
             lines = reproduce.figure_lines(name, root, scale)
         shown = None if scale is None or isinstance(figure, TableFigure) else scale.name
         pictures.append({"figure": figure, "image": image, "lines": lines, "scale": shown})

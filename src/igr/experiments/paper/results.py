@@ -19,6 +19,7 @@ from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
 from igr.experiments.paper.specs import CHOICES, SCALES
 from igr.experiments.runs.jobs import Job, locked
+from igr.experiments.runs.records import read_bytes
 
 Recorded: TypeAlias = Cell | FigureJob
 """Jobs that leave a record of their own."""
@@ -112,7 +113,7 @@ def _files_of(record: dict[str, Any]) -> Iterator[Path]:
 
 def _copy(file: Path, source: Path, target: Path) -> None:
     make_folder((target / file).parent)
-    write_atomically(target / file, (source / file).read_bytes())
+    write_atomically(target / file, read_bytes(source / file))
 
 
 def collect(root: Path, into: Path) -> list[Path]:

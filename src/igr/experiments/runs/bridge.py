@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from igr.experiments.runs.stopping import ENDS
+from igr.experiments.runs.stopping import ENDS, ignore_ctrl_c
 
 _TOKEN = (
     "; if the head was started with a token, RAY_AUTH_MODE=token has to be set here and on every machine, and the"
@@ -159,8 +159,8 @@ def serve(pipe: Connection, address: str | None, wanted: Wanted) -> None:
     parent = os.getppid()
     for stream in (1, 2):  # Ray's own words, some of them from beyond Python
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the driver says when to end
+    ignore_ctrl_c()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the driver says when to end
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):
         try:
             ray = connect(address, pipe)

@@ -15,7 +15,7 @@ from igr.experiments.errors import ConfigError, UserError
 from igr.experiments.runs import bridge
 from igr.experiments.runs.engines import Tell
 from igr.experiments.runs.jobs import Task
-from igr.experiments.runs.stopping import ENDS, Interrupted, StopRequest
+from igr.experiments.runs.stopping import ENDS, Interrupted, StopRequest, ctrl_c_held_back
 from igr.experiments.training.compute import CPU, Compute
 
 _CONNECTING = 20.0  # seconds until somebody answers at an address
@@ -63,7 +63,8 @@ class Cluster:
         self.process = context.Process(
             target=bridge.serve, args=(theirs, self.address, self.wanted), daemon=True
         )
-        self.process.start()
+        with ctrl_c_held_back():
+            self.process.start()
         theirs.close()
         self.end = time.monotonic() + (_CONNECTING if self.address else _STARTING)
         while not self.ready:

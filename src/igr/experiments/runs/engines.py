@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import pickle
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from igr.experiments.runs.jobs import Context, Task, perform
-from igr.experiments.runs.stopping import ENDS, StopRequest
+from igr.experiments.runs.stopping import ENDS, StopRequest, ctrl_c_held_back, ignore_ctrl_c
 from igr.experiments.training.compute import CPU, Compute, keep_memory
 
 ENGINES = ("local", "ray")
@@ -121,8 +120,7 @@ def _work(compute: Compute, parent: int, pipe: Connection) -> None:
     keep_memory()
     torch.set_num_threads(1)
     with StopRequest() as stop, contextlib.suppress(EOFError, OSError):
-        # Ctrl-C reaches every process of a terminal; the parent alone passes it on.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_ctrl_c()
         while not stop.requested:
             task, given = pickle.loads(pipe.recv_bytes())  # from our parent
             perform(task, given, Context(pipe.send, stop, compute))
@@ -153,7 +151,8 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(self.compute, os.getpid(), theirs))
-        process.start()
+        with ctrl_c_held_back():
+            process.start()
         theirs.close()
         self.workers[ours] = _Worker(process)
         return ours

@@ -46,6 +46,7 @@ from igr.experiments.files import (
     Busy,
     Write,
     acquire,
+    check_name,
     make_folder,
     read_json,
     reason,
@@ -162,6 +163,10 @@ class RunFolder:
         return found
 
     @property
+    def has_metrics(self) -> bool:
+        return (self.path / "metrics.csv").exists()
+
+    @property
     def finished(self) -> bool:
         """Whether the run was trained to its end."""
         return (self.path / "weights.safetensors").exists()
@@ -272,6 +277,7 @@ class SweepFolder:
         """The saved states, those of most epochs first: epoch, file, names of the runs."""
         found = []
         for path in (self.path / "state").glob("*.safetensors"):
+            check_name(path)
             try:
                 with safe_open(path, "pt") as file:
                     epoch, metadata = int(file.get_tensor("epoch")), file.metadata() or {}

@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from igr.experiments.errors import UserError
-from igr.experiments.files import Busy, make_folder, read_json
+from igr.experiments.files import is_held, make_folder, read_json
 from igr.experiments.runs.jobs import locked
 from igr.experiments.runs.records import SweepFolder
 
 
 def _is_held(root: Path, name: str) -> bool:
-    if not (root / "locks" / f"{name}.lock").exists():
-        return False
-    try:
-        with locked(root, name):
-            return False
-    except Busy:
-        return True
+    return is_held(root / "locks" / f"{name}.lock")
 
 
 def _remove(root: Path, path: Path) -> None:
@@ -50,6 +44,12 @@ def published(root: Path) -> Iterator[Path]:
     with locked(root, name):
         yield path
     _remove(root, path)
+
+
+_BOARD = {"fraction": float, "seconds_left": float, "done": int, "jobs": int} | {
+    "at_work": [str],
+    "nodes": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def commands(root: Path) -> list[Command]:
     for path in sorted((root / "progress").glob("*.json")):
         with contextlib.suppress(UserError, OSError):  # it may end just now
             told = time.time() - path.stat().st_mtime
-            found.append(Command(path.stem, _is_held(root, path.stem), told, read_json(path)))
+            found.append(
+                Command(path.stem, _is_held(root, path.stem), told, read_json(path, _BOARD))
+            )
     return found
 
 
