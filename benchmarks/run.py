@@ -1,4 +1,8 @@
-"""Every benchmark for a CPU, each in a process of its own; one table, and one JSON file."""
+"""What is timed on a CPU against a target, each in a process of its own; one table, and one JSON file.
+
+Others write their own records: how close matching comes (`matching.py`), what relaxations cost an estimate
+(`relaxations.py`), and what a GPU takes (`gpu.py`).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ def main() -> None:
             path = Path(folder) / "rows.json"
             command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(path)]
             command += ["--threads", str(chosen.threads)]
+            command += ["--cpu-time"] * chosen.cpu_time
             if chosen.repeats:
                 command += ["--repeats", str(chosen.repeats)]
             subprocess.run(command, check=True)

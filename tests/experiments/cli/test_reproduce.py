@@ -63,6 +63,22 @@ def test_a_cell_that_fails_hides_no_other(
     assert "igr-i" in (root / "cells.csv").read_text()
 
 
+def test_nothing_is_collected_of_other_scales_or_into_the_folder_itself(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (root / "cells.csv").read_text()
+    for into, message in {
+        root: "expected another",
+        tmp_path / "into": "no records of scale full",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(["collect", str(root), "--into", str(into)])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    assert (root / "cells.csv").read_text() == before
+    assert not (tmp_path / "into").exists()
+
+
 @pytest.fixture
 def stop_after_a_cell(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Until it is called, Ctrl-C comes when a cell has been recorded."""

@@ -26,4 +26,4 @@ def collect(
     root = expanded(folder)
     check_root(root)
     files = results.collect(root, expanded(into))
-    say(f"{len(files)} files in {into}, and the table of all in {into / 'cells.csv'}")
+    say(f"{len(files)} files in {into}; the table of all cells: {into / 'cells.csv'}")

@@ -117,12 +117,21 @@ def _copy(file: Path, source: Path, target: Path) -> None:
 
 
 def collect(root: Path, into: Path) -> list[Path]:
-    """Copy what is small of the full-scale records in `root`, and write the table anew; returns what was copied."""
+    """Copy what is small of the full-scale records in `root`, and write the table anew; returns what was copied.
+
+    Raises:
+        RecordError: if there are none, or it is one folder, whose ``cells.csv`` is another table.
+    """
+    if into.resolve() == root.resolve():
+        raise RecordError(f"--into {into} is the folder of the records itself: expected another")
     files = list(_files(root))
+    if not files:
+        raise RecordError(f"{root} holds no records of scale full, which alone are collected")
     for file in files:
         _copy(file, root, into)
     make_folder(into)
-    write_csv(into / "cells.csv", [row(e) for e in best_entries(into) if e.record is not None])
+    if rows := [row(e) for e in best_entries(into) if e.record is not None]:
+        write_csv(into / "cells.csv", rows)
     return files
 
 
@@ -160,9 +169,11 @@ def discard(jobs: Sequence[Recorded], root: Path) -> list[str]:
             with locked(root, job.name):
                 if path.exists():
                     sweeps = read_cell(path)["sweeps"] if isinstance(job, Cell) else []
-                    kept += [sweep for sweep in sweeps if sweep in needed]
-                    for sweep in {*sweeps} - needed:
-                        _remove_sweep(root, sweep)
+                    for sweep in sweeps:
+                        if sweep not in needed:
+                            _remove_sweep(root, sweep)
+                        elif (root / "sweeps" / sweep / "config.json").exists():
+                            kept.append(sweep)
                     path.unlink()
                 store(_mark(job, root), "")
     except Busy as error:
