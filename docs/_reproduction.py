@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import matplotlib
 from _blocks import ROOT, Blocks, table, write
 
 from igr.experiments.paper import figures, results
-from igr.experiments.paper.cells import Cell
+from igr.experiments.paper.cells import Cell, cell_of
 from igr.experiments.paper.plan import (
     Entry,
     Options,
@@ -22,7 +23,7 @@ from igr.experiments.paper.plan import (
 )
 from igr.experiments.paper.specs import FIGURES, SCALES, TABLES, ApproximationFigure
 from igr.experiments.runs.records import RunFolder
-from igr.experiments.runs.sweep import mean_and_spread, nats
+from igr.experiments.runs.sweep import Sweep, mean_and_spread, nats
 
 FULL = SCALES["full"]
 LRS = tuple(f"learning rate {lr:g}" for lr in FULL.lrs)
@@ -65,10 +66,10 @@ def numbers(entries: Sequence[Entry]) -> str:
 
 def gaps(entries: Sequence[Entry]) -> str:
     """How far each model is ahead of Gumbel-Softmax, by each number."""
-    by_name = {entry.row.name: entry for entry in entries if entry.record is not None}
-    base, rows = by_name["gs"], []
-    for name, entry in by_name.items():
-        if name == "gs" or "+" in name:
+    there = [entry for entry in entries if entry.record is not None and entry.row.plain]
+    base, rows = next(entry for entry in there if entry.row.is_baseline), []
+    for entry in there:
+        if entry is base:
             continue
         row = [entry.row.label]
         for key in ("elbo", "bound", "released_estimate"):
@@ -116,7 +117,7 @@ NEAR = 5.0  # nats
 
 def forgiving(entries: Sequence[Entry]) -> str:
     """What a temperature that is not the best one costs each model, all after the same epochs."""
-    records = {e.row.label: e.record for e in entries if e.record and "+" not in e.row.name}
+    records = {e.row.label: e.record for e in entries if e.record and e.row.plain}
     shown = figures.bounds_by_temperature(records)
     rows = []
     for label, (_, bounds) in shown.items():
@@ -193,7 +194,7 @@ def halving(entries: Sequence[Entry]) -> str:
         everything = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"] for c in candidates
         }
-        kept, chosen = _halved(record, everything)
+        kept, chosen = _halved(entry, record, everything)
         best = record["chosen"]["lr"], record["chosen"]["temperature"]
         cost = everything[(*best, compared[-1])] - everything[(*chosen, compared[-1])]
         rows.append(
@@ -220,20 +221,23 @@ def _count(record: Mapping[str, Any]) -> int:
 
 
 def _halved(
-    record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
+    entry: Entry, record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
 ) -> tuple[int, tuple[float, float]]:
     """Epochs trained in all, and the learning rate and temperature chosen, by halving among what was scored."""
-    lrs = tuple(record["scale"]["lrs"])
-    rungs = Cell("mnist", {}, FULL, FULL.temperatures, lrs).rungs()
+    grids = {name: tuple(record["scale"][name]) for name in ("temperatures", "lrs")}
+    cell = dataclasses.replace(cell_of(entry.table, entry.row, entry.column, FULL), **grids)
+
+    def best(sweep: Sweep, count: int) -> list[float]:
+        c = sweep.config
+        return sorted(c.temperatures, key=lambda t: -bounds[c.lr, t, c.epochs])[:count]
+
     trained, finalists = 0, []
-    for lr in lrs:
-        left, before = list(record["scale"]["temperatures"]), 0
-        for epochs, count in rungs:
-            trained += len(left) * (epochs - before)
-            before = epochs
-            left = sorted(left, key=lambda t: -bounds[lr, t, epochs])[:count]
-        finalists.append((lr, left[0]))
-    return trained, max(finalists, key=lambda each: bounds[(*each, rungs[-1][0])])
+    for sweep in cell.candidates(best):
+        before = sweep.before.config.epochs if sweep.before else 0
+        trained += len(sweep.config.temperatures) * (sweep.config.epochs - before)
+        if not sweep.leaves_states:
+            finalists.append((sweep.config.lr, best(sweep, 1)[0], sweep.config.epochs))
+    return trained, max(finalists, key=bounds.__getitem__)[:2]
 
 
 def by_lr(entries: Sequence[Entry]) -> str:
@@ -292,7 +296,7 @@ def blocks() -> Blocks:
     page["approximations"] = approximations()
     page["halving"] = halving(entries)
     page["learning rates"] = by_lr([*groups["table1 mnist"], *linear])
-    page["grid"] = grid(next(e for e in groups["table1 mnist"] if e.row.name == "gs"))
+    page["grid"] = grid(next(e for e in groups["table1 mnist"] if e.row.is_baseline))
     page["missing"] = missing(entries)
     return {
         "docs/reproduction.md": page,

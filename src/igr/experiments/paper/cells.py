@@ -3,6 +3,7 @@
 ::
 
     DIR/cells/NAME.json       a finished cell
+    DIR/cells/NAME.again      from when it is begun anew by ``--again`` until all of that command is done
     DIR/cells.csv             one row for each cell
 """
 

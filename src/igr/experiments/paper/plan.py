@@ -359,7 +359,7 @@ class Timing:
 
     def ratio(self, entry: Entry) -> float:
         """Time of an epoch in units of Gumbel-Softmax's."""
-        base = next(e for e in self.entries if e.row.name == "gs")
+        base = next(e for e in self.entries if e.row.is_baseline)
         return entry.numbers("seconds_per_epoch")[0] / base.numbers("seconds_per_epoch")[0]
 
 
@@ -367,7 +367,7 @@ def timings(entries: Sequence[Entry]) -> list[Timing]:
     """Where times can be compared: models without SL or other estimators, run alike, Gumbel-Softmax among them."""
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in entries:
-        if entry.record is None or "+" in entry.row.name or entry.row.name == "uspgbl":
+        if entry.record is None or not entry.row.plain:
             continue
         scale = entry.record["scale"]
         if scale["epochs"] == 1:
@@ -379,7 +379,7 @@ def timings(entries: Sequence[Entry]) -> list[Timing]:
     return [
         Timing(TABLES[table], COLUMNS[dataset], tuple(group))
         for (table, dataset, _), group in groups.items()
-        if len(group) > 1 and any(e.row.name == "gs" for e in group)
+        if len(group) > 1 and any(e.row.is_baseline for e in group)
     ]
 
 

@@ -94,6 +94,7 @@ class Row:
         columns: the data sets it is run on, where not on all of the table's.
         errata: what bears on it.
         has_curve: whether the relaxed model's test ELBO is kept after each epoch, though no figure draws it.
+        plain: whether it is a family and nothing besides, as families are compared.
     """
 
     name: str
@@ -105,6 +106,12 @@ class Row:
     columns: tuple[str, ...] | None = None
     errata: tuple[str, ...] = ()
     has_curve: bool = False
+    plain: bool = False
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is plain Gumbel-Softmax, which others are compared with."""
+        return self.plain and self.settings["family"] == "gs"
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ def _row(family: str, paper: Numbers = (), name: str = "", label: str = "", **mo
     """A row of a family; `name` and `label` go on from the family's, the paper's numbers are in the order of `_ALL`."""
     settings = {"family": family, **more.pop("settings", {})}
     numbers = dict(zip(_ALL, paper, strict=False))
+    more["plain"] = not name
     return Row(family + name, _LABELS[family] + label, settings, numbers, **more)
 
 
