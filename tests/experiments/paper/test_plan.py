@@ -20,7 +20,7 @@ from igr.experiments.paper import cells, figures, report, results, specs
 from igr.experiments.paper import plan as reproduce
 from igr.experiments.paper.plan import Options, make_plan
 from igr.experiments.paper.specs import ERRATA, FIGURES, SCALES, TABLES, Row
-from igr.experiments.runs import sweep
+from igr.experiments.runs import plots, sweep
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +311,33 @@ def test_the_most_complete_record_is_shown():
     ]
     shuffled = random.Random(0).sample(in_order, len(in_order))
     assert sorted(shuffled, key=reproduce._worth) == in_order
+
+
+def test_a_family_has_its_colour_in_every_figure():
+    entries = reproduce.best_entries(results.folder())
+    for name, figure in FIGURES.items():
+        wanted = {
+            "GS": "gs",
+            "IGR-I": "igr-i",
+            "IGR-SB": "igr-sb",
+            "IGR-SB sharpened": "igr-sb-sharp",
+        }
+        if isinstance(figure, specs.TableFigure):  # without its first row, others would come first
+            shown = [entry for entry in entries if entry.row.name != "igr-i"]
+            axes = reproduce.picture(figure, results.folder(), SCALES["full"], shown).axes
+            labelled = [(line.get_label().split(" (")[0], line) for line in axes[0].lines]
+        else:
+            wanted |= {"IGR-SB, sharpened": "igr-sb-sharp", "IGR-SB, paper’s map": "igr-sb"}
+            picture = reproduce.picture(figure, results.folder(), SCALES["full"], [])
+            rows = zip(figure.rows, picture.axes[::2], strict=True)
+            labelled = [
+                (fits[-1].label.partition(":")[0].partition(", K")[0], axes.lines[len(fits) - 1])
+                for fits, axes in rows
+            ]
+        labelled = [(label, line) for label, line in labelled if label in wanted]
+        assert labelled, name
+        for label, line in labelled:
+            assert line.get_color() == plots.colour_of(wanted[label]), (name, label)
 
 
 def test_scales_are_in_order():

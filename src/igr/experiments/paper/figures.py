@@ -36,6 +36,7 @@ from igr.experiments.paper.specs import (
     TemperatureFigure,
 )
 from igr.experiments.runs.jobs import Context, Steps, locked
+from igr.experiments.runs.plots import colour_of
 from igr.experiments.runs.records import FORMAT, RunFolder, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.streams import stream
@@ -62,7 +63,7 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "igr",
 }
-_COLOURS = ("#2c6fbb", "#8e44ad", "#d9822b", "#2a9d63", "#c0392b", "#555555")
+_BROKEN = {"countable": "igr-sb-sharp", "countable-paper": "igr-sb"}  # what they are without end
 _TARGET = "#111111"
 
 
@@ -452,9 +453,10 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
     with matplotlib.rc_context(_STYLE):
         picture = Figure(figsize=(7.2, 1.75 * len(rows) + 0.5), layout="constrained")
         panels = picture.subplots(len(rows), 2, squeeze=False, sharex=True)
-        for row, fits in zip(panels, rows, strict=True):
+        for row, fits, drawn in zip(panels, rows, figure.rows, strict=True):
+            family = _BROKEN.get(drawn[0].family, drawn[0].family)
             for axes, moment in zip(row, ("initial", "final"), strict=True):
-                _panel(axes, fits, moment, counts, wanted)
+                _panel(axes, fits, family, moment, counts, wanted)
             label, _, what = fits[0]["label"].partition(":")
             label = label if len(fits) == 1 else label.partition(", K")[0]
             row[0].set_title(f"{label}:{what}, before")
@@ -475,13 +477,14 @@ def approximation_picture(figure: ApproximationFigure, record: Mapping[str, Any]
 def _panel(
     axes: Axes,
     fits: Sequence[Mapping[str, Any]],
+    family: str,
     moment: str,
     counts: Sequence[int],
     wanted: Sequence[float],
 ) -> None:
     top = max(wanted)
-    for i, fit in enumerate(fits):
-        state, colour = fit[moment], _COLOURS[i]
+    for i, fit in enumerate(fits, start=1):
+        state, colour = fit[moment], colour_of(family, i, len(fits))
         share = [n / state["num_draws"] for n in state["draws"][: len(counts)]]
         probs = state["probs"][: len(counts)]
         label = fit["label"].split(":")[0] if len(fits) > 1 else None
@@ -525,7 +528,7 @@ def table_picture(
 def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
     """Test ELBO over the epochs, mean and standard deviation over seeds; whether any was recorded."""
     lowest = []
-    for i, (label, record) in enumerate(rows.items()):
+    for label, record in rows.items():
         folders = [RunFolder(root / run["run"]) for run in record["runs"]]
         if not record["curve"] or not all(each.has_metrics for each in folders):
             continue
@@ -536,7 +539,8 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
         epochs = [row["epoch"] for row in metrics[0]]
         mean = values.mean(0).tolist()
         spread = (values.std(0) if len(values) > 1 else torch.zeros(len(epochs))).tolist()
-        axes.plot(epochs, mean, color=_COLOURS[i], linewidth=1.2, label=label)
+        colour = colour_of(record["settings"].get("family", ""))
+        axes.plot(epochs, mean, color=colour, linewidth=1.2, label=label)
         count = min(len(epochs), 10)
         marks = torch.linspace(0, len(epochs) - 1, count).round().long().tolist()
         axes.errorbar(
@@ -544,7 +548,7 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
             [mean[m] for m in marks],
             [spread[m] for m in marks],
             fmt="none",
-            ecolor=_COLOURS[i],
+            ecolor=colour,
             elinewidth=1.0,
             capsize=2.5,
         )
@@ -561,10 +565,11 @@ def _draw_curves(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) 
 
 def _draw_temperatures(axes: Axes, rows: Mapping[str, Mapping[str, Any]], root: Path) -> bool:
     """Held-out bound against temperature, after the same epochs; whether any row has more than one temperature."""
-    for i, (label, (epochs, bounds)) in enumerate(bounds_by_temperature(rows).items()):
+    for label, (epochs, bounds) in bounds_by_temperature(rows).items():
+        colour = colour_of(rows[label]["settings"].get("family", ""))
         label = f"{label} ({epochs} epoch{'s' * (epochs > 1)})"
         values = [bound if math.isfinite(bound) else math.nan for bound in bounds.values()]
-        axes.plot(list(bounds), values, "o-", color=_COLOURS[i], markersize=3, label=label)
+        axes.plot(list(bounds), values, "o-", color=colour, markersize=3, label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("temperature")

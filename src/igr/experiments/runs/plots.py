@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 import matplotlib
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-# A family has its colour wherever it is drawn.
 _COLOURS = {
     "igr-i": "#2c6fbb",
     "gs": "#d9822b",
@@ -34,6 +32,13 @@ _COLOURS = {
     "igr-sb": "#2a9d63",
     "igr-sb-sharp": "#c0392b",
 }
+
+
+def colour_of(family: str, rank: int = 1, count: int = 1) -> tuple[float, float, float]:
+    """The colour that a family has wherever it is drawn; of so many of it, the first one in the palest."""
+    share = 0.35 + 0.65 * rank / count
+    red, green, blue = (1 - share * (1 - part) for part in to_rgb(_COLOURS.get(family, "#555555")))
+    return red, green, blue
 
 
 def _png(figure: Figure) -> bytes:
@@ -94,10 +99,6 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _colour(family: str) -> str:
-    return _COLOURS.get(family, "#555555")
-
-
 def curves(runs: Sequence[RunFolder]) -> Figure:
     """Training ELBOs: a colour for each family, darker at higher temperatures; a line for each seed.
 
@@ -111,8 +112,7 @@ def curves(runs: Sequence[RunFolder]) -> Figure:
     for config, elbo in lines:
         setting = f"{config.family}, temperature {config.temperature:g}"
         rank = temperatures.index(config.temperature) + 1
-        colour = np.array(to_rgb(_colour(config.family)))
-        colour = 1 - (1 - colour) * (0.35 + 0.65 * rank / len(temperatures))
+        colour = colour_of(config.family, rank, len(temperatures))
         label = None if setting in labelled else setting
         labelled.add(setting)
         axes.plot(range(1, len(elbo) + 1), elbo, color=colour, label=label, linewidth=1.2)
@@ -146,9 +146,10 @@ def bounds(scores: Sequence[tuple[RunConfig, float]]) -> Figure:
                 found.setdefault(config.temperature, []).append(bound)
         found = dict(sorted(found.items()))
         means = [sum(values) / len(values) for values in found.values()]
-        axes.plot(list(found), means, "-", color=_colour(family), linewidth=1.8, label=family)
+        colour = colour_of(family)
+        axes.plot(list(found), means, "-", color=colour, linewidth=1.8, label=family)
         for temperature, values in found.items():
-            axes.plot([temperature] * len(values), values, "o", color=_colour(family), markersize=4)
+            axes.plot([temperature] * len(values), values, "o", color=colour, markersize=4)
     axes.set_xscale("log")
     ticks = sorted({config.temperature for config, _ in scores})
     axes.set_xticks(ticks, [f"{each:g}" for each in ticks])
