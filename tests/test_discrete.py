@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from igr.discrete import (
     log_normal_cdf,
     monte_carlo_probs,
 )
+from igr.stick_breaking import leader_log_probs
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 # A test against random numbers fails by chance with at most this probability.
@@ -617,21 +619,36 @@ def test_nothing_allowed_is_not_nan_when_unchecked() -> None:
         ({"scale": torch.tensor([1.0, 0.0, 1.0])}, "scale: expected positive"),
         ({"tolerance": 1e-9}, r"tolerance: expected a number from 3e-06 .*1e-09"),
         ({"tolerance": 0.5}, "tolerance: expected .*0.5"),
-        ({"num_nodes": 3}, "num_nodes: expected at least 16, got 3"),
-        ({"max_elements": 0}, "max_elements: expected a positive number"),
+        ({"num_nodes": 3}, "num_nodes: expected a whole number of at least 16, got 3"),
+        ({"max_elements": 0}, "max_elements: expected a whole number of at least 1"),
+        ({"max_elements": 2.5}, "max_elements: expected a whole number of at least 1"),
+        ({"smallest_scale": -1.0}, "smallest_scale: expected a positive finite number, got -1.0"),
+        ({"loc": torch.tensor(0.0), "scale": torch.tensor(1.0)}, r"loc: expected .*shape \(\)"),
         ({"threshold": math.inf}, "threshold: expected"),
         ({"threshold": math.nan}, "threshold: expected"),
         ({"threshold": torch.tensor(torch.inf)}, "threshold: expected"),
         ({"threshold": torch.zeros(4), "loc": torch.zeros(2, 3)}, "threshold: expected a shape"),
         ({"allowed": torch.ones(4)}, "allowed: expected a boolean"),
         ({"allowed": torch.ones(3, dtype=torch.bool)}, "allowed: .*shape"),
-        ({"allowed": torch.zeros(4, dtype=torch.bool)}, "allowed: expected a category"),
+        ({"allowed": [True] * 4}, "allowed: expected a boolean tensor, got list"),
+        ({"allowed": torch.ones(2, 4) > 0, "loc": torch.zeros(3, 3)}, "allowed: expected a shape"),
+        (
+            {"allowed": torch.zeros(4, dtype=torch.bool)},
+            "allowed: expected at least one allowed category",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     arguments = {"loc": torch.zeros(3), "scale": torch.ones(3), "validate_args": True, **arguments}
-    with pytest.raises(ValueError, match=message):
-        argmax_log_probs(arguments.pop("loc"), arguments.pop("scale"), **arguments)
+    takes = [
+        function
+        for function in (argmax_log_probs, leader_log_probs)
+        if arguments.keys() <= inspect.signature(function).parameters.keys()
+    ]
+    assert takes
+    for function in takes:
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -718,9 +735,12 @@ def test_monte_carlo_counts_are_exact_in_any_dtype(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_samples": 0}, "num_samples: expected a positive number, got 0"),
+        ({"num_samples": 0}, "num_samples: expected a whole number of at least 1, got 0"),
         ({"num_samples": 1, "pseudo_count": -1.0}, "pseudo_count: expected .* got -1.0"),
-        ({"num_samples": 1, "max_elements": 0}, "max_elements: expected a positive number"),
+        (
+            {"num_samples": 1, "max_elements": 0},
+            "max_elements: expected a whole number of at least 1",
+        ),
     ],
 )
 def test_monte_carlo_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -184,6 +184,107 @@ def test_not_implemented_says_what_there_is(call: Callable[[], object], message:
 # What fits gives the right value
 
 
+def _fit(**numbers: Any) -> object:
+    loc = torch.zeros(2, requires_grad=True)
+    return igr.priors.fit(lambda: igr.SoftmaxIGR(loc, ONE, 0.5), [loc], THIRDS, **numbers)
+
+
+def _first(b: Tensor) -> Tensor:
+    return b[..., 0]
+
+
+COUNTS: dict[str, tuple[int, Callable[[Any], object]]] = {
+    "entropy": (1, lambda n: Q.entropy(n)),
+    "monte_carlo_kl": (1, lambda n: igr.monte_carlo_kl(Q, G, n)),
+    "kl_divergence": (1, lambda n: igr.kl_divergence(Q, G, n)),
+    "discrete": (1, lambda n: Q.discrete(n)),
+    "uniform": (2, lambda n: igr.SoftmaxIGR.uniform(n, 0.5)),
+    "uniform, gumbel": (2, lambda n: igr.GumbelSoftmax.uniform(n, 0.5)),
+    "uniform_loc": (2, igr.discrete.uniform_loc),
+    "num_nodes": (16, lambda n: igr.discrete.argmax_log_probs(Z, ONE, num_nodes=n)),
+    "max_elements": (1, lambda n: igr.discrete.argmax_log_probs(Z, ONE, max_elements=n)),
+    "match": (1, lambda n: igr.match(THIRDS, igr.SoftmaxIGR, 0.5, "mean", num_samples=n)),
+    "match, categories": (
+        2,
+        lambda n: igr.match(Poisson(1.0), igr.SoftmaxIGR, 0.5, num_categories=n),
+    ),
+    "distance": (1, lambda n: igr.priors.distance(Q, THIRDS, "mean", num_samples=n)),
+    "fit, steps": (1, lambda n: _fit(num_steps=n)),
+    "fit, every": (1, lambda n: _fit(num_steps=2, every=n)),
+    "fit, samples": (1, lambda n: _fit(num_steps=2, num_samples=n)),
+    "countable": (1, lambda n: igr.nn.CountableParameters(n)),
+    "countable, maximum": (1, lambda n: igr.nn.CountableParameters(1, maximum=n)),
+    "head": (2, lambda n: igr.nn.SoftmaxIGRHead(4, num_categories=n)),
+    "codebook": (1, lambda n: igr.nn.Codebook(n, 3, 4)),
+    "flow": (1, lambda n: igr.nn.PlanarFlow(n)),
+    "schedule": (1, lambda n: igr.nn.LinearTemperature(1.0, 0.5, n)),
+    "prior": (2, lambda n: igr.nn.Prior(igr.SoftmaxIGR, n, 0.5)),
+    "estimator": (1, lambda n: igr.estimators.Pathwise(n)(Q, _first)),
+    "conditional draws": (1, lambda n: igr.estimators.ReinMaxRao(num_conditional=n)(Q, _first)),
+    "states": (3, lambda n: igr.estimators.Enumerate(max_states=n)(Q, _first)),
+}
+MAY_BE_NONE = ("discrete", "num_nodes", "match, categories", "countable, maximum", "codebook")
+
+
+@pytest.mark.filterwarnings("ignore::igr.priors.OutOfReachWarning")
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_whole_numbers_of_any_kind(name: str) -> None:
+    least, call = COUNTS[name]
+    call(least)
+    call(np.int64(least))
+    for wrong in (0, -1, 2.5, np.float64(least), "2", None, torch.tensor([1, 2])):
+        if (wrong is None and name in MAY_BE_NONE) or (
+            name == "prior" and isinstance(wrong, Tensor)
+        ):
+            continue
+        with pytest.raises(
+            ValueError, match=r"^\w+: expected a whole number of at least \d+, got "
+        ):
+            call(wrong)
+
+
+@over()
+def test_hard_of_another_number_of_categories(case: Case) -> None:
+    q = case.some()
+    z = q.sample((2,))
+    assert q.hard(z).shape == z.shape
+    for wrong in (z[..., :-1], torch.cat([z, z], -1), z[0, 0]):
+        for name in ("value", "log_value"):
+            with pytest.raises(
+                ValueError, match=rf"^{name}: expected shape \(\*sample, \*batch, 5\), got"
+            ):
+                q.hard(**{name: wrong})
+            with pytest.raises(ValueError, match=rf"^{name}: expected shape"):
+                q.log_prob(**{name: wrong})
+
+
+MASKED_PLACES = [
+    lambda m: igr.SoftmaxIGR(Z, ONE, 0.5, m),
+    lambda m: igr.SoftmaxIGR(Z, ONE, m),
+    lambda m: igr.StickBreakingIGR(Z, ONE, 0.5, m),
+    lambda m: igr.SharpStickBreakingIGR(Z, ONE, m),
+    lambda m: igr.PlanarIGR(Z, ONE, 0.5, [], m),
+    lambda m: igr.GumbelSoftmax(m, logits=torch.zeros(3)),
+    lambda m: igr.SoftmaxPlusPlus(0.5, m),
+    lambda m: igr.CountableIGR((Z, ONE), m),
+    lambda m: igr.SoftmaxIGR.from_probs(THIRDS, 0.5, m),
+]
+
+
+@pytest.mark.parametrize("make", MASKED_PLACES, ids=range(len(MASKED_PLACES)))
+@pytest.mark.parametrize("validate", [True, False])
+def test_a_mask_is_no_number(make: Callable[[Tensor], object], validate: bool) -> None:
+    torch.distributions.Distribution.set_default_validate_args(validate)
+    try:
+        for mask in (torch.ones(3) > 0, torch.tensor(True)):
+            with pytest.raises(
+                ValueError, match=r"^\w+: expected positive numbers, got a boolean tensor"
+            ):
+                make(mask)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+
 def _same(a: Any, b: Any) -> bool:
     torch.testing.assert_close(a, b, equal_nan=True)
     return True

@@ -401,7 +401,7 @@ def test_laplace_bases_have_the_closed_form_of_torch() -> None:
 BAD = [
     (
         lambda q, p: igr.monte_carlo_kl(q, p, num_samples=0),
-        "num_samples: expected at least 1, got 0",
+        "num_samples: expected a whole number of at least 1, got 0",
     ),
     (
         lambda q, p: igr.monte_carlo_kl(q, igr.SoftmaxIGR(torch.zeros(2), torch.ones(2), 0.5)),

@@ -200,6 +200,44 @@ def test_prior_of_a_target(make: Any) -> None:
     assert igr.kl_divergence(head(torch.randn(5, 6)), p).shape == (5, 3)
 
 
+@heads_of_all_kinds
+@pytest.mark.filterwarnings("ignore::igr.priors.OutOfReachWarning")
+@pytest.mark.parametrize("num_variables", [None, 3])
+def test_prior_of_a_target_that_does_not_fit(num_variables: int | None, make: Any) -> None:
+    head = make(6, num_variables=num_variables, num_categories=4)
+    batches = [(), (num_variables,)] if num_variables else [()]
+    for batch in batches:
+        head.prior(torch.full((*batch, 4), 0.25))()
+    for wrong in ((5,), (3,), (2, 4), (7, 3, 4)):
+        with pytest.raises(
+            ValueError, match=r"^target: expected probabilities \(4,\) or, for each"
+        ):
+            head.prior(torch.full(wrong, 1 / wrong[-1]))
+
+
+@pytest.mark.parametrize("make", [nn.StickBreakingIGRHead, nn.PlanarIGRHead])
+def test_heads_that_rule_nothing_out_say_so(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"^allowed: \w+IGR cannot rule categories out"):
+        make(6, num_categories=4)(torch.zeros(6), allowed=torch.ones(4) > 0)
+
+
+def test_a_prior_that_was_not_called() -> None:
+    head = nn.SoftmaxIGRHead(6, num_categories=4)
+    q = head(torch.zeros(6))
+    for divergence in (igr.kl_divergence, igr.monte_carlo_kl):
+        with pytest.raises(
+            ValueError, match=r"^p: expected a distribution, got Prior; call the module"
+        ):
+            divergence(q, head.prior())
+    with pytest.raises(ValueError, match=r"^q: expected a relaxation, got Prior; call the module"):
+        igr.plug_in_kl(head.prior(), Categorical(torch.ones(4)))
+    with pytest.raises(ValueError, match=r"^q: expected a relaxation, got Normal$"):
+        igr.plug_in_kl(torch.distributions.Normal(0.0, 1.0), Categorical(torch.ones(4)))
+    for call in (igr.plug_in_kl, igr.kl_divergence):
+        with pytest.raises(ValueError, match=r"^p0: expected a shape that broadcasts"):
+            call(head(torch.zeros(2, 6)), Categorical(torch.ones(3, 4)))
+
+
 def test_prior_of_a_family() -> None:
     for family in (igr.SoftmaxIGR, igr.SharpStickBreakingIGR, igr.GumbelSoftmax):
         prior = nn.Prior(family, 4, temperature=0.5, dtype=D)
@@ -214,7 +252,7 @@ def test_prior_of_a_family() -> None:
         nn.Prior(igr.SoftmaxIGR, target, nn.LinearTemperature(1, 0.5, 2))().discrete().probs,
         target.probs,
     )
-    with pytest.raises(ValueError, match=r"target: expected at least 2 categories, got 1"):
+    with pytest.raises(ValueError, match=r"target: expected a whole number of at least 2, got 1"):
         nn.Prior(igr.SoftmaxIGR, 1, temperature=0.5)
     with pytest.raises(ValueError, match=r"igr\.nn\.CountableParameters is such a module"):
         nn.Prior(igr.CountableIGR, 4, temperature=0.5)
@@ -277,7 +315,7 @@ def test_divergence_picks_the_closed_form_or_an_estimate() -> None:
         found = igr.kl_divergence(q, p, num_samples=3)
         torch.manual_seed(1)
         assert torch.equal(found, igr.monte_carlo_kl(q, p, 3))
-    with pytest.raises(ValueError, match="num_samples: expected at least 1"):
+    with pytest.raises(ValueError, match="num_samples: expected a whole number of at least 1"):
         igr.kl_divergence(g, g, num_samples=0)
     normal = torch.distributions.Normal(0.0, 1.0)
     assert igr.kl_divergence(normal, normal) == 0
@@ -423,6 +461,19 @@ def test_codebook_counts_what_is_in_use() -> None:
 
 
 @pytest.mark.parametrize("num_variables", [None, 3])
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32, D])
+@pytest.mark.parametrize("codes", [torch.float16, torch.bfloat16, torch.float32, D, torch.int64])
+def test_codes_of_another_dtype(
+    codes: torch.dtype, weights: torch.dtype, num_variables: int | None
+) -> None:
+    book = nn.Codebook(num_variables, 4, 6, dtype=weights)
+    index = torch.tensor([3, 0, 2])[: num_variables or 1].expand(5, -1)
+    index = index if num_variables else index[..., 0]
+    onehot = torch.nn.functional.one_hot(index, 4).to(codes)
+    assert torch.equal(book(onehot), book.lookup(index))
+
+
+@pytest.mark.parametrize("num_variables", [None, 3])
 @pytest.mark.parametrize("batch", [(0,), (2, 0)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, D])
 def test_no_codes_use_nothing(
@@ -464,6 +515,8 @@ def test_diversity_loss_spreads_the_use() -> None:
         (lambda: nn.Codebook(2, 4, 6)(torch.ones(5, 4)), r"codes: expected shape \(\*, 2, 4\)"),
         (lambda: nn.Codebook(2, 4, 6).lookup(torch.ones(5, 2)), "indices: expected whole numbers"),
         (lambda: nn.Codebook(2, 4, 6).lookup(torch.ones(5).long()), r"indices: expected shape"),
+        (lambda: nn.Codebook(2, 4, 6).lookup([0, 1]), "indices: expected a tensor .*got list"),
+        (lambda: nn.Codebook(None, 2, 6)([0.5, 0.5]), r"codes: expected shape \(\*, 2\), got list"),
         (
             lambda: nn.Codebook(2, 4, 6).lookup(torch.tensor([0, -1])),
             "indices: expected from 0 to 3",

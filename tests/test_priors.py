@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributions import (
+    Bernoulli,
     Binomial,
     Categorical,
     Geometric,
@@ -348,3 +349,19 @@ def test_matches_the_same_in_inference_mode(family: Any, how: str) -> None:
         assert torch.equal(found.logits, expected.logits)
     else:
         assert torch.equal(found.loc, expected.loc)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda p: p,
+        lambda p: Categorical(probs=p, validate_args=False),
+        lambda p: OneHotCategorical(logits=p.log(), validate_args=False),
+        lambda p: Bernoulli(p[0]),
+        lambda p: Binomial(2, p[0]),
+    ],
+)
+def test_dtype_is_that_of_the_target(target: Any, dtype: torch.dtype) -> None:
+    q = match(target(torch.tensor([0.25, 0.25, 0.5], dtype=dtype)), igr.SoftmaxIGR, 0.5)
+    assert q.loc.dtype == dtype

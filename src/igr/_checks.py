@@ -14,9 +14,12 @@ __all__ = [
     "between",
     "broadcast",
     "categories",
+    "count",
+    "gaussians",
     "is_eager",
     "positive",
     "satisfies",
+    "unexpected",
     "values_can_be_read",
 ]
 
@@ -89,6 +92,26 @@ def between(name: str, value: Tensor, low: float, high: float, expected: str) ->
         satisfies(name, value, (value > low) & (value < high), expected)
 
 
+def count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as Python's number, or ValueError unless it is a whole number of at least `least`."""
+    number = value
+    if not isinstance(value, (int, torch.SymInt)):
+        try:
+            number = value.__index__()
+        except (AttributeError, TypeError):
+            number = None
+    if number is None or number < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def unexpected(name: str, value: Any, expected: str) -> ValueError:
+    """What to raise where a distribution is expected and `value` is none, or not of the kind."""
+    module = isinstance(value, torch.nn.Module)
+    hint = f"; call the module for its distribution, {name}()" if module else ""
+    return ValueError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
+
+
 def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
     """`value`, or ValueError unless it is positive and finite.
 
@@ -96,6 +119,10 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
     a batch.
     """
     if isinstance(value, Tensor):
+        if value.dtype == torch.bool:
+            raise ValueError(
+                f"{name}: expected positive numbers, got a boolean tensor; a mask goes by name, allowed=mask"
+            )
         if enabled(validate_args):
             between(name, value, 0.0, torch.inf, "positive finite values")
         return value.reshape(()) if value.dim() and value.numel() == 1 else value
@@ -133,6 +160,33 @@ def allowed_categories(
         some = allowed.any(dim)
         satisfies("allowed", some, some, "at least one allowed category for each element")
     return allowed
+
+
+def gaussians(
+    loc: Tensor, scale: Tensor, allowed: Tensor | None, validate_args: bool | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Loc and scale ``(*batch, K-1)`` of one dtype, and the mask ``(*batch, K)``; or ValueError.
+
+    Where a category is not allowed, its values do not matter.
+    """
+    loc, scale = broadcast(loc=loc, scale=scale)
+    dtype = torch.promote_types(loc.dtype, scale.dtype)
+    if loc.ndim == 0 or loc.shape[-1] == 0 or not dtype.is_floating_point:
+        raise ValueError(
+            f"loc: expected floating-point values of shape (*batch, K-1) with K of 2 or more, "
+            f"got {dtype} of shape {tuple(loc.shape)}"
+        )
+    allowed = allowed_categories(allowed, loc.shape[-1] + 1, validate_args)
+    if allowed is not None:
+        batch = broadcast_batch("allowed", loc.shape[:-1], allowed.shape[:-1])
+        loc, scale, allowed = (x.expand(*batch, -1) for x in (loc, scale, allowed))
+    if enabled(validate_args):
+        finite, above = loc.abs() < torch.inf, (scale > 0) & (scale < torch.inf)
+        if allowed is not None:
+            finite, above = (x | ~allowed[..., :-1] for x in (finite, above))
+        satisfies("loc", loc, finite, "finite values")
+        satisfies("scale", scale, above, "positive finite values")
+    return loc.to(dtype), scale.to(dtype), allowed
 
 
 def categories(name: str, value: Any, dim: Any = -1, shape: str = "(*batch, K-1)") -> int:

@@ -199,7 +199,7 @@ class _Solve(torch.autograd.Function):
 
 def _log_probs(loc: Tensor, scale: Tensor, allowed: Tensor, sticks: bool) -> Tensor:
     if sticks:
-        return leader_log_probs(loc, scale, allowed=allowed)
+        return leader_log_probs(loc, scale, allowed=allowed, validate_args=False)
     return argmax_log_probs(loc, scale, allowed=allowed, validate_args=False).log_softmax(-1)
 
 
@@ -208,7 +208,9 @@ def _jacobian(loc: Tensor, scale: Tensor, allowed: Tensor) -> Tensor:
 
     def probabilities(loc: Tensor) -> Tensor:
         # all at once: torch.func takes nothing that is computed again, compiled or not
-        log_probs = leader_log_probs(loc, scale, allowed=allowed, max_elements=2**62)
+        log_probs = leader_log_probs(
+            loc, scale, allowed=allowed, max_elements=2**62, validate_args=False
+        )
         return log_probs.exp()[..., :-1]
 
     found, pull_back, *_ = torch.func.vjp(probabilities, loc)
@@ -340,7 +342,7 @@ def _solve_sticks(probs: Tensor, scale: Tensor, rest: bool, solved: float) -> tu
 
     def evaluate(loc: Tensor) -> Tensor:
         loc = loc if rest else F.pad(loc, (0, 1))
-        found = leader_log_probs(loc, scale, rest=rest, allowed=mask).exp()
+        found = leader_log_probs(loc, scale, rest=rest, allowed=mask, validate_args=False).exp()
         return found if rest else found[..., :-1]
 
     def quantiles(probs: Tensor) -> Tensor:

@@ -81,9 +81,8 @@ class CountableParameters(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if initial < 1:
-            raise ValueError(f"initial: expected at least 1, got {initial}")
-        if maximum is not None and maximum < initial:
+        initial = _checks.count("initial", initial)
+        if maximum is not None and (maximum := _checks.count("maximum", maximum)) < initial:
             raise ValueError(f"maximum: expected at least initial ({initial}), got {maximum}")
         self.precision = _check_precision(precision)
         self.maximum = maximum
@@ -461,11 +460,7 @@ class CountableIGR(Relaxation):
                 entries than a pair of tensors has coordinates for.
         """
         given = functional.full_precision(self._given(value, log_value))
-        log_z = given.log() if log_value is None else given
-        if given.dim() < 1 or given.shape[-1] < 2:
-            raise ValueError(
-                f"value: expected shape (*sample, *batch, n) with n >= 2, got {tuple(given.shape)}"
-            )
+        name, log_z = ("value", given.log()) if log_value is None else ("log_value", given)
         self._check_point(value, log_value)
         positive = log_z > -torch.inf
         position = torch.arange(log_z.shape[-1], device=log_z.device)
@@ -474,7 +469,7 @@ class CountableIGR(Relaxation):
         inside = positive.sum(-1) == num_used + 1
         held = self._values(log_z.shape[-1] - 1)[0].shape[-1]
         if held < log_z.shape[-1] - 1:
-            raise ValueError(f"value: expected at most {held + 1} entries, got {log_z.shape[-1]}")
+            raise ValueError(f"{name}: expected at most {held + 1} entries, got {log_z.shape[-1]}")
         limit = math.log1p(-self.precision)
         out = torch.full(
             torch.broadcast_shapes(inside.shape, self.batch_shape),
@@ -497,6 +492,9 @@ class CountableIGR(Relaxation):
                 cut_here = cut_here & (log_left[..., -2] >= limit)
             out = torch.where(chosen & in_image & cut_here, terms.sum(-1) - log_det, out)
         return out
+
+    def _misfit(self, num_entries: int) -> str:
+        return "" if num_entries > 1 else "n), n of 2 or more"
 
     def _most(self) -> int | None:
         """The maximum of coordinates, where samples are cut whatever is left."""
@@ -525,7 +523,9 @@ class CountableIGR(Relaxation):
             rest = isinstance(self.closing(self.temperature), Sharpen)
             loc, scale = self._values(self.num_coordinates)
             shape = (*self.batch_shape, loc.shape[-1])
-            log_probs = leader_log_probs(loc.expand(shape), scale.expand(shape), rest=rest)
+            log_probs = leader_log_probs(
+                loc.expand(shape), scale.expand(shape), rest=rest, validate_args=False
+            )
             return RecoveredCategorical(logits=log_probs)
         if num_samples < 2:
             raise ValueError(f"num_samples: expected at least 2, got {num_samples}")

@@ -22,7 +22,7 @@ The nodes are constants to autograd: the integral does not depend on where they 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -446,53 +446,26 @@ def _check(
     validate_args: bool | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Arguments of one shape and dtype, with loc less the threshold; and where there is one."""
-    loc, scale = _checks.broadcast(loc=loc, scale=scale)
-    dtype = torch.promote_types(loc.dtype, scale.dtype)
-    if loc.ndim == 0 or loc.shape[-1] == 0 or not dtype.is_floating_point:
-        raise ValueError(
-            f"loc: expected floating-point values of shape (*batch, K-1) with K of 2 or more, "
-            f"got {dtype} of shape {tuple(loc.shape)}"
-        )
+    loc, scale, allowed = _checks.gaussians(loc, scale, allowed, validate_args)
+    dtype = loc.dtype
     smallest = 1e-12 if dtype == torch.float64 else 3e-6
     if tolerance is not None and not smallest <= tolerance <= 0.01:
         raise ValueError(
             f"tolerance: expected a number from {smallest} to 0.01 for {dtype}, got {tolerance}"
         )
-    if num_nodes is not None and num_nodes < 16:
-        raise ValueError(f"num_nodes: expected at least 16, got {num_nodes}")
-    if max_elements < 1:
-        raise ValueError(f"max_elements: expected a positive number, got {max_elements}")
+    if num_nodes is not None:
+        _checks.count("num_nodes", num_nodes, 16)
+    _checks.count("max_elements", max_elements)
     if not isinstance(threshold, Tensor) and not threshold < torch.inf:
         raise ValueError(f"threshold: expected a number below infinity, got {threshold}")
-
-    batch: tuple[int, ...] = loc.shape[:-1]
+    batch = loc.shape[:-1]
     if isinstance(threshold, Tensor):
-        batch = _broadcast_shapes(batch, threshold=threshold.shape)
-    if allowed is not None:
-        if allowed.dtype != torch.bool:
-            raise ValueError(f"allowed: expected a boolean tensor, got {allowed.dtype}")
-        num_categories = loc.shape[-1] + 1
-        shape = _broadcast_shapes((*batch, num_categories), allowed=allowed.shape)
-        if shape[-1] != num_categories:
-            raise ValueError(
-                f"allowed: expected {num_categories} categories, one more than loc has, "
-                f"got shape {tuple(allowed.shape)}"
-            )
-        batch, allowed = shape[:-1], allowed.expand(shape)
-    loc, scale = (x.to(dtype).expand(*batch, -1) for x in (loc, scale))
-
-    if _checks.enabled(validate_args):
-        finite, positive = loc.abs() < torch.inf, (scale > 0) & (scale < torch.inf)
-        if allowed is not None:
-            finite, positive = (x | ~allowed[..., :-1] for x in (finite, positive))
-        _checks.satisfies("loc", loc, finite, "finite values")
-        _checks.satisfies("scale", scale, positive, "positive finite values")
-        if allowed is not None:
-            _checks.satisfies("allowed", allowed, allowed.any(-1), "a category that may win")
-        if isinstance(threshold, Tensor):
-            _checks.satisfies(
-                "threshold", threshold, threshold < torch.inf, "values below infinity"
-            )
+        batch = _checks.broadcast_batch("threshold", batch, threshold.shape)
+        loc, scale = loc.expand(*batch, -1), scale.expand(*batch, -1)
+        allowed = None if allowed is None else allowed.expand(*batch, -1)
+        if _checks.enabled(validate_args):
+            below = threshold < torch.inf
+            _checks.satisfies("threshold", threshold, below, "values below infinity")
 
     bounded = None
     if isinstance(threshold, Tensor) or threshold == -torch.inf:
@@ -504,16 +477,6 @@ def _check(
     if allowed is not None:
         bounded = allowed[..., -1] if bounded is None else bounded & allowed[..., -1]
     return loc, scale, bounded, allowed
-
-
-def _broadcast_shapes(shape: Sequence[int], **other: Sequence[int]) -> tuple[int, ...]:
-    ((name, against),) = other.items()
-    try:
-        return tuple(torch.broadcast_shapes(tuple(shape), tuple(against)))
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts against {tuple(shape)}, got {tuple(against)}"
-        ) from None
 
 
 def _log_integrals(
@@ -619,12 +582,10 @@ def monte_carlo_probs(
     >>> monte_carlo_probs(lambda n: draws[:n], 1, pseudo_count=0.5).probs
     tensor([0.6000, 0.2000, 0.2000])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected a positive number, got {num_samples}")
+    _checks.count("num_samples", num_samples)
     if not 0 <= pseudo_count < math.inf:
         raise ValueError(f"pseudo_count: expected a number of 0 or more, got {pseudo_count}")
-    if max_elements < 1:
-        raise ValueError(f"max_elements: expected a positive number, got {max_elements}")
+    _checks.count("max_elements", max_elements)
     with torch.no_grad():
         # the first draw tells how large one is
         draws = hard_sampler(1)
@@ -652,4 +613,5 @@ def uniform_loc(num_categories: int) -> float:
     >>> round(uniform_loc(10), 4)
     -0.753
     """
+    _checks.count("num_categories", num_categories, 2)
     return -NormalDist().inv_cdf(num_categories ** (-1 / (num_categories - 1)))

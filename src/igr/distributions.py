@@ -285,8 +285,7 @@ class Relaxation(PyroSite):
         Raises:
             ValueError: if the number is not positive.
         """
-        if num_samples < 1:
-            raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+        num_samples = _checks.count("num_samples", num_samples)
         return -self.rsample_log_and_log_prob((num_samples,))[1].mean(0)
 
     def perplexity(self) -> Tensor:
@@ -351,9 +350,17 @@ class Relaxation(PyroSite):
         if not isinstance(given, Tensor) or given.is_complex():
             came = given.dtype if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(f"{name}: expected a tensor of real numbers, got {came}")
+        if wrong := self._misfit(given.shape[-1] if given.dim() else 0):
+            raise ValueError(
+                f"{name}: expected shape (*sample, *batch, {wrong}, got {tuple(given.shape)}"
+            )
         if given.is_floating_point():
             return given
         return self._cast(given.to(torch.get_default_dtype()))
+
+    def _misfit(self, num_entries: int) -> str:
+        """How many entries a sample has, where it is not this number."""
+        return "" if num_entries == self.num_categories else f"{self.num_categories})"
 
     def _check_point(self, value: Tensor | None, log_value: Tensor | None) -> None:
         """Raise ValueError unless it lies on the simplex, and fits the batch."""
@@ -377,11 +384,6 @@ class Relaxation(PyroSite):
         Categories that are not allowed are stood in for by 0.
         """
         given = self._given(value, log_value)
-        name = "value" if log_value is None else "log_value"
-        if given.dim() < 1 or given.shape[-1] != self.num_categories:
-            raise ValueError(
-                f"{name}: expected shape (*sample, *batch, {self.num_categories}), got {tuple(given.shape)}"
-            )
         self._check_point(value, log_value)
         given = functional.full_precision(given)
         zero = 0.0 if log_value is None else -torch.inf
@@ -660,10 +662,7 @@ class IGR(Relaxation, TransformedDistribution):
         >>> SharpStickBreakingIGR.uniform(4, temperature=0.1).discrete().probs
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
         """
-        if not isinstance(num_categories, int) or num_categories < 2:
-            raise ValueError(
-                f"num_categories: expected a number of 2 or more, got {num_categories}"
-            )
+        num_categories = _checks.count("num_categories", num_categories, 2)
         scale = float(_checks.positive("scale", scale))
         size = (*batch_shape, num_categories - 1)
         loc = torch.tensor(cls._uniform_loc(num_categories, scale), device=device, dtype=dtype)
@@ -943,14 +942,21 @@ class SoftmaxIGR(IGR):
             self.loc, self.scale, noise, self.temperature, self.delta
         )
 
-    def discrete(  # type: ignore[override]  # exact: no number of samples to ask for
-        self, *, tolerance: float | None = None, num_nodes: int | None = None
+    def discrete(
+        self,
+        num_samples: int | None = None,
+        *,
+        tolerance: float | None = None,
+        num_nodes: int | None = None,
     ) -> RecoveredCategorical:
         r"""The categorical distribution that is relaxed, by the quadrature of Proposition 2; differentiable.
 
         Args:
+            num_samples: None for the exact probabilities, or a number of draws to estimate them from.
             tolerance, num_nodes: see `igr.discrete.argmax_log_probs`.
         """
+        if num_samples is not None:
+            return super().discrete(num_samples)
         log_probs = argmax_log_probs(
             self.loc,
             self.scale,
@@ -1013,6 +1019,7 @@ class _BrokenStick(IGR):
                 rest=self._rest,
                 allowed=self.allowed,
                 smallest_scale=smallest_scale,
+                validate_args=False,  # checked when this was constructed
             )
         )
 
@@ -1022,6 +1029,10 @@ class StickBreakingIGR(_BrokenStick):
 
     Differs from the paper: nothing; but as the temperature falls its last category is never chosen (erratum E5), and
     its samples fill only a part of the simplex. `SharpStickBreakingIGR` mends both.
+
+    That part is so thin that rounding takes samples out of it: in single precision ``log_prob`` of half of its own
+    samples over 20 categories is -inf, and so it is of their logarithms. ``rsample_and_log_prob`` scores them as they
+    are drawn, at any number of categories; double precision reaches 20 of them.
 
     Args:
         loc, scale: ``(*batch, K-1)``.
@@ -1191,6 +1202,7 @@ class GumbelSoftmax(Relaxation):
             )
         allowed = _checks.allowed_categories(allowed, given.shape[-1], validate_args)
         if allowed is not None:
+            _checks.broadcast_batch("allowed", given.shape[:-1], allowed.shape[:-1])
             given = torch.where(allowed, given, -torch.inf)
         if _checks.enabled(validate_args):
             possible = (given > -torch.inf).any(-1)
@@ -1236,14 +1248,16 @@ class GumbelSoftmax(Relaxation):
         batch_shape: Sequence[int] = (),
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> GumbelSoftmax:
-        """The one whose K probabilities are equal; arguments as for `IGR.uniform`.
+        """The one whose K probabilities are equal; arguments as for `IGR.uniform`, without a scale.
 
         >>> GumbelSoftmax.uniform(4, temperature=0.5).probs
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
         """
+        num_categories = _checks.count("num_categories", num_categories, 2)
         logits = torch.zeros(*batch_shape, num_categories, device=device, dtype=dtype)
-        return cls(temperature, logits=logits)
+        return cls(temperature, logits=logits, **options)
 
     def _cast(self, z: Tensor) -> Tensor:
         return z.to(self.logits.dtype)

@@ -126,15 +126,16 @@ def monte_carlo_kl(
     >>> monte_carlo_kl(q, p, num_samples=4).shape
     torch.Size([8])
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    num_samples = _checks.count("num_samples", num_samples)
     if isinstance(q, Independent) and isinstance(p, Independent):
         dims = q.reinterpreted_batch_ndims
         if dims == p.reinterpreted_batch_ndims:
             kl = monte_carlo_kl(q.base_dist, p.base_dist, num_samples)
             return kl.sum(tuple(range(-dims, 0))) if dims else kl
     if not isinstance(q, Relaxation):
-        raise ValueError(f"q: expected a relaxation, got {q}")
+        raise _checks.unexpected("q", q, "a relaxation")
+    if not isinstance(p, Distribution):
+        raise _checks.unexpected("p", p, "a distribution")
     if isinstance(p, _CATEGORICAL):
         raise ValueError(
             f"p: expected a density on the simplex, got {type(p).__name__}, against which q has none; "
@@ -230,6 +231,8 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
             f"p0: expected a torch Categorical or OneHotCategorical, got {type(p0).__name__}; igr.monte_carlo_kl "
             "compares densities"
         )
+    if not isinstance(q, Relaxation):
+        raise _checks.unexpected("q", q, "a relaxation")
     return _categorical_kl(q.discrete(), p0)
 
 
@@ -242,6 +245,7 @@ def _categorical_kl(
         raise ValueError(
             f"p0: expected {log_q.shape[-1]} categories, as q has, got {log_p.shape[-1]}"
         )
+    _checks.broadcast_batch("p0", log_q.shape[:-1], log_p.shape[:-1])
     alpha = log_q.exp()
     # A category of probability 0 adds nothing.
     terms = alpha * torch.where(alpha > 0, log_q - log_p, 0.0)

@@ -134,10 +134,12 @@ def match(
         )
     made_of = family.func if isinstance(family, functools.partial) else family
     countable = _is_a(made_of, CountableIGR)
+    _checks.count("num_samples", num_samples)
+    if num_categories is not None:
+        num_categories = _checks.count("num_categories", num_categories, 2)
     probs, beyond = _masses(target, None if countable else num_categories, endless=countable)
-    dtype = torch.get_default_dtype()
-    if isinstance(target, Tensor) and target.is_floating_point():
-        dtype = target.dtype
+    like = target if isinstance(target, Tensor) else target.mean
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     if countable:
         probs = torch.cat([probs, beyond.unsqueeze(-1)], -1)
     elif bool((beyond > 0).any()):
@@ -343,6 +345,7 @@ def distance(
     tensor(True)
     """
     _check_how(how)
+    _checks.count("num_samples", num_samples)
     with torch.no_grad():
         exact = _exact_log_probs(q) if how == "hard" else None
         error = None
@@ -433,6 +436,8 @@ def fit(
     True
     """
     _check_how(how)
+    for name, number in (("num_steps", num_steps), ("num_samples", num_samples), ("every", every)):
+        _checks.count(name, number)
     owned = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
     optimizer = torch.optim.Adam(owned, lr=learning_rate)
     objective = _squared_distance if objective is None else objective

@@ -55,6 +55,7 @@ def leader_log_probs(
     allowed: Tensor | None = None,
     smallest_scale: float | None = None,
     max_elements: int = 2**21,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Log-probabilities of the category with the largest stick-breaking weight, for all K at O(K) cost.
 
@@ -70,6 +71,10 @@ def leader_log_probs(
             where that is larger. Where values cannot be read (a compiled or exported graph, `torch.func.vmap`): 0.1.
         max_elements: size of what is held at once. Batches that need more are computed in chunks, and computed again in
             the backward pass (not under `torch.func.grad`, which keeps them all).
+        validate_args: whether to check values, by default as `torch.distributions` does.
+
+    Raises:
+        ValueError: if shapes do not match, a scale is not positive, or nothing is allowed.
 
     Returns:
         ``(*batch, K)``. The probabilities are off by less than 1e-6 for scales in [0.05, 5] and loc in [-10, 10].
@@ -77,14 +82,14 @@ def leader_log_probs(
     >>> leader_log_probs(torch.zeros(1), torch.ones(1)).exp()
     tensor([0.5000, 0.5000])
     """
+    loc, scale, allowed = _checks.gaussians(loc, scale, allowed, validate_args)
+    if smallest_scale is not None:
+        _checks.positive("smallest_scale", smallest_scale)
+    _checks.count("max_elements", max_elements)
     dtype = loc.dtype
-    loc, scale = torch.broadcast_tensors(loc.double(), scale.double())
-    active = None
+    loc, scale = loc.double(), scale.double()
     if allowed is not None:
         active = functional.stick_breaking_active(allowed)
-        batch = torch.broadcast_shapes(loc.shape[:-1], allowed.shape[:-1])
-        loc, scale = loc.expand(*batch, -1), scale.expand(*batch, -1)
-        active = active.expand(loc.shape)
         # A break this far down takes nothing off.
         loc, scale = torch.where(active, loc, -1e3), torch.where(active, scale, 1.0)
     *batch, num_breaks = loc.shape
@@ -94,7 +99,7 @@ def leader_log_probs(
     if not rest:
         probs = torch.cat([probs[..., :-1], torch.zeros_like(probs[..., -1:])], -1)
     if allowed is not None:
-        probs = _move_rest(probs, allowed.expand(probs.shape))
+        probs = _move_rest(probs, allowed)
     # What rounding drowns goes on as a straight line, with a gradient that points the right way.
     linear = math.log(_SMALLEST) + (probs / _SMALLEST - 1).clamp_min(-1.0)
     log_probs = torch.where(probs < _SMALLEST, linear, probs.clamp_min(_SMALLEST).log())

@@ -40,6 +40,12 @@ from igr.estimators import (
     UnorderedSet,
 )
 
+THREE = SoftmaxIGR(torch.zeros(2, 2), torch.ones(2, 2), 0.5)
+
+
+def first(b: Tensor) -> Tensor:
+    return b[..., 0]
+
 
 @pytest.mark.parametrize("name", UNBIASED)
 @pytest.mark.parametrize("family_name", FAMILIES)
@@ -169,10 +175,13 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
             lambda: Reinforce(LeaveOneOut()),
             "num_samples: expected at least 2 for the baseline LeaveOneOut, got 1",
         ),
-        (lambda: Reinforce(num_samples=0), "num_samples: expected a positive integer, got 0"),
+        (
+            lambda: Reinforce(num_samples=0),
+            "num_samples: expected a whole number of at least 1, got 0",
+        ),
         (
             lambda: RaoBlackwellStraightThrough(0),
-            "num_conditional: expected a positive integer, got 0",
+            "num_conditional: expected a whole number of at least 1, got 0",
         ),
         (lambda: Rebar(temperature=0.0), "temperature: expected a positive finite number"),
         (lambda: ReinMax(temperature=-1.0), "temperature: expected a positive number"),
@@ -213,6 +222,38 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
             "prior: expected 4 categories as q has, got 3",
         ),
         (
+            lambda: StickingTheLanding(igr.nn.Prior(SoftmaxIGR, 3, 0.5))(THREE, first),
+            r"prior: expected a relaxation, got Prior; call the module for its distribution, prior\(\)",
+        ),
+        (
+            lambda: E.sticking_the_landing_kl(THREE, td.Dirichlet(torch.ones(3))),
+            "prior: expected a relaxation, got Dirichlet",
+        ),
+        (
+            lambda: Rebar(temperature=torch.ones(7))(THREE, first),
+            r"temperature: expected a number, or a shape that broadcasts to \(2,\), got \(7,\)",
+        ),
+        (
+            lambda: E.Relax(ControlNetwork((3,)), temperature=torch.ones(2, 2))(THREE, first),
+            r"temperature: expected a number, or a shape that broadcasts to \(2,\), got \(2, 2\)",
+        ),
+        (
+            lambda: Rebar(eta=torch.ones(7))(THREE, first),
+            r"eta: expected a number, or a shape that broadcasts to \(2,\), got \(7,\)",
+        ),
+        (
+            lambda: E.DoubleControlVariate(weight=torch.ones(7))(THREE, first),
+            r"weight: expected a number, or a shape that broadcasts to \(2,\), got \(7,\)",
+        ),
+        (
+            lambda: Reinforce(4),
+            r"baseline: expected a module such as LeaveOneOut\(\), or None, got 4",
+        ),
+        (
+            lambda: E.Relax(0.5),
+            "control_variate: expected a module such as ControlNetwork, got 0.5",
+        ),
+        (
             lambda: ControlNetwork((2, 3))(torch.zeros(5, 3, 2)),
             r"z: expected a shape that ends in \(2, 3\)",
         ),
@@ -221,6 +262,14 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
 def test_errors(call: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("generator", [0, [1, 2], "cpu"])
+def test_a_seed_is_no_generator(generator: object, name: str) -> None:
+    q = GumbelSoftmax(0.5, logits=torch.zeros(2, 2, 3))
+    with pytest.raises(ValueError, match=r"^generator: expected a torch\.Generator, a sequence"):
+        EVERY[name](2, 3)(q, lambda z: z[..., 0].sum(-1), generator=generator)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -66,7 +66,7 @@ class Estimator(nn.Module):
 
     def __init__(self, num_samples: int = 1, *, sample_axis: bool = False) -> None:
         super().__init__()
-        check_count("num_samples", num_samples)
+        num_samples = _checks.count("num_samples", num_samples)
         if num_samples < self.min_samples:
             raise ValueError(
                 f"num_samples: expected at least {self.min_samples} for {type(self).__name__}, which takes each "
@@ -230,10 +230,14 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a positive number, got {value}")
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise ValueError unless `value` is a positive integer."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+def check_broadcasts(name: str, parameter: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError unless a learned parameter broadcasts to a shape."""
+    if parameter.dim() > len(shape) or not all(
+        n in (1, m) for n, m in zip(reversed(parameter.shape), reversed(shape), strict=False)
+    ):
+        raise ValueError(
+            f"{name}: expected a number, or a shape that broadcasts to {tuple(shape)}, got {tuple(parameter.shape)}"
+        )
 
 
 def cast(samples: Tensor, q: Distribution) -> Tensor:

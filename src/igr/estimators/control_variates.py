@@ -18,6 +18,7 @@ from igr.estimators.base import (
     Needs,
     Objective,
     cast,
+    check_broadcasts,
     mean_of_others,
     refuse_transforms,
     spread,
@@ -43,7 +44,7 @@ class _ControlVariate(Estimator):
         self.tied = tied
         if not tied:
             self.evaluations_per_sample = 3  # type: ignore[misc]
-        _checks.positive("temperature", temperature)
+        temperature = _checks.positive("temperature", temperature)
         self._learn("log_temperature", functional.log(temperature))
 
     log_temperature: nn.Parameter
@@ -59,6 +60,7 @@ class _ControlVariate(Estimator):
 
     def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:
         refuse_transforms(type(self).__name__)
+        check_broadcasts("temperature", self.log_temperature, q.batch_shape)
         own = [p for p in self.parameters() if p.requires_grad] if self.training else []
         learn = bool(own) and torch.is_grad_enabled()
         # Leaves of their own, one for each sample: nothing here may reach what q's parameters come from, nor what f
@@ -161,7 +163,9 @@ class Rebar(_ControlVariate):
         self._learn("offset", torch.zeros_like(eta) if isinstance(eta, Tensor) else 0.0)
 
     def _control(self, f: Objective, z: Tensor, q: Distribution) -> Tensor:
-        return self.eta * self._evaluate(f, z, q) + self.offset
+        values = self._evaluate(f, z, q)
+        check_broadcasts("eta", self.eta, values.shape[1:])
+        return self.eta * values + self.offset
 
 
 class Relax(_ControlVariate):
@@ -210,6 +214,10 @@ class Relax(_ControlVariate):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(temperature, num_samples, tied=tied, sample_axis=sample_axis)
+        if not callable(control_variate):
+            raise ValueError(
+                f"control_variate: expected a module such as ControlNetwork, got {control_variate!r}"
+            )
         self.control_variate = control_variate
         self.with_loss = with_loss
         if not with_loss:
@@ -298,6 +306,7 @@ class DoubleControlVariate(_SlopesOfOthers):
             plain, linear = (r - mean_of_others(r) for r in (values.detach().to(p.dtype), linear))
             slope = slope.mean(0)
 
+        check_broadcasts("weight", self.weight, values.shape[1:])
         weight = self.weight.to(p.dtype).expand(values.shape[1:])
         residual = plain - weight * linear
         log_probs = sum_variables(log_prob(law.logits, onehot), dims)

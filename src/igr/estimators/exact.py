@@ -16,7 +16,6 @@ from igr.estimators.base import (
     JointEstimator,
     Needs,
     Objective,
-    check_count,
     sum_variables,
 )
 from igr.estimators.couplings import log_prob
@@ -59,8 +58,8 @@ class Enumerate(JointEstimator):
         self, max_states: int = 2**16, chunk: int = 1024, *, sample_axis: bool = False
     ) -> None:
         super().__init__(sample_axis=sample_axis)
-        check_count("max_states", max_states)
-        check_count("chunk", chunk)
+        _checks.count("max_states", max_states)
+        _checks.count("chunk", chunk)
         self.max_states, self.chunk = max_states, chunk
 
     def extra_repr(self) -> str:

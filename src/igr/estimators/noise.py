@@ -26,6 +26,12 @@ class Noise:
         generator: torch.Generator | Sequence[torch.Generator] | None,
         batch_shape: torch.Size,
     ) -> None:
+        each = generator if isinstance(generator, Sequence) else (generator,)
+        if generator is not None and not all(isinstance(g, torch.Generator) for g in each):
+            raise ValueError(
+                "generator: expected a torch.Generator, a sequence of them, or None, got "
+                f"{generator!r}; torch.Generator().manual_seed(0) makes one"
+            )
         self.generator = generator
         self.batch_dims = len(batch_shape)
         if isinstance(generator, Sequence) and len(generator) != (batch_shape or (-1,))[0]:

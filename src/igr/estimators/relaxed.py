@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from igr import functional
+from igr import _checks, functional
 from igr.distributions import IGR, GumbelSoftmax, Relaxation
 from igr.estimators.base import Differentiable, Estimator, Needs, Objective, sum_variables
 from igr.estimators.noise import Noise
@@ -127,6 +127,8 @@ def _draw_and_kl(
     q: Relaxation, prior: Relaxation, num_samples: int, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """z ``(S, *batch, K)`` and log q(z) - log p(z) ``(S, *batch)``, q's parameters held constant in the former."""
+    if not isinstance(prior, Relaxation):
+        raise _checks.unexpected("prior", prior, "a relaxation")
     if q.event_shape != prior.event_shape:
         raise ValueError(
             f"prior: expected {q.num_categories} categories as q has, got {prior.num_categories}"

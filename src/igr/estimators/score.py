@@ -138,6 +138,11 @@ class Reinforce(Estimator):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
+        if baseline is not None and not callable(baseline):
+            raise ValueError(
+                f"baseline: expected a module such as LeaveOneOut(), or None, got {baseline!r}; the number of samples "
+                "goes by name, num_samples"
+            )
         self.min_samples = getattr(baseline, "min_samples", 1)  # type: ignore[misc]
         if num_samples < self.min_samples:
             raise ValueError(

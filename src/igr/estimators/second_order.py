@@ -15,8 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from igr import _checks
 from igr.conditional import conditional_gumbel
-from igr.estimators.base import check_count, check_positive
+from igr.estimators.base import check_positive
 from igr.estimators.couplings import conditional_uniform, log_prob
 from igr.estimators.noise import Noise
 from igr.estimators.straight_through import Surrogate
@@ -118,7 +119,7 @@ class ReinMaxRao(Surrogate):
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
         check_positive("temperature", temperature)
-        check_count("num_conditional", num_conditional)
+        _checks.count("num_conditional", num_conditional)
         self.temperature, self.num_conditional = temperature, num_conditional
 
     def _surrogate(self, theta: Tensor, onehot: Tensor, noise: Noise) -> Tensor:

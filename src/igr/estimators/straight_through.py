@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical
 
-from igr import functional
+from igr import _checks, functional
 from igr.distributions import Relaxation
 from igr.estimators.base import (
     Differentiable,
     Estimator,
     Needs,
     Objective,
-    check_count,
     check_positive,
 )
 from igr.estimators.couplings import Coupling
@@ -82,7 +81,7 @@ class RaoBlackwellStraightThrough(Estimator):
         self, num_conditional: int = 10, num_samples: int = 1, *, sample_axis: bool = False
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        check_count("num_conditional", num_conditional)
+        _checks.count("num_conditional", num_conditional)
         self.num_conditional = num_conditional
 
     def _estimate(self, q: Distribution, law: Coupling, f: Objective, noise: Noise) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from igr import _checks
-from igr.nn.schedules import whole_number
 
 __all__ = ["Codebook"]
 
@@ -51,10 +50,10 @@ class Codebook(nn.Module):
     ) -> None:
         super().__init__()
         if num_variables is not None:
-            num_variables = whole_number("num_variables", num_variables, 1)
+            num_variables = _checks.count("num_variables", num_variables)
         self.num_variables = num_variables
-        self.num_categories = whole_number("num_categories", num_categories, 2)
-        self.dim = whole_number("dim", dim, 1)
+        self.num_categories = _checks.count("num_categories", num_categories, 2)
+        self.dim = _checks.count("dim", dim)
         batch = () if num_variables is None else (num_variables,)
         self.weight = nn.Parameter(
             torch.empty(*batch, self.num_categories, self.dim, device=device, dtype=dtype)
@@ -68,8 +67,7 @@ class Codebook(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Vectors of codes ``(*, num_variables, K)``, weighted where they are relaxed."""
         self._check(codes)
-        if not codes.is_floating_point():  # torch's one_hot
-            codes = codes.to(self.weight.dtype)
+        codes = codes.to(self.weight.dtype)
         if self.num_variables is None:
             return codes @ self.weight
         return torch.einsum("...nk,nkd->...nd", codes, self.weight)
@@ -79,6 +77,10 @@ class Codebook(nn.Module):
 
         Numbers out of range are an error on the CPU; on other devices that would wait for them.
         """
+        if not isinstance(indices, Tensor):
+            raise ValueError(
+                f"indices: expected a tensor of whole numbers, got {type(indices).__name__}"
+            )
         if indices.is_floating_point() or indices.dtype == torch.bool:
             raise ValueError(
                 f"indices: expected whole numbers, got {indices.dtype}; codes (*, K) go to the codebook itself"
@@ -156,9 +158,10 @@ class Codebook(nn.Module):
 
     def _check(self, codes: Tensor) -> None:
         expected = self.weight.shape[:-1]
-        if codes.shape[-len(expected) :] != expected:
+        if not isinstance(codes, Tensor) or codes.shape[-len(expected) :] != expected:
             sizes = ", ".join(map(str, expected))
-            raise ValueError(f"codes: expected shape (*, {sizes}), got {tuple(codes.shape)}")
+            came = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(f"codes: expected shape (*, {sizes}), got {came}")
 
     def extra_repr(self) -> str:
         return f"{self.num_variables}, {self.num_categories}, dim={self.dim}"

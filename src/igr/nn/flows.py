@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from igr.nn.schedules import whole_number
+from igr import _checks
 from igr.transforms import Planar
 
 __all__ = ["PlanarFlow"]
@@ -49,8 +49,8 @@ class PlanarFlow(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        num_coordinates = whole_number("num_coordinates", num_coordinates, 1)
-        shape = (whole_number("num_flows", num_flows, 1), *batch_shape, num_coordinates)
+        num_coordinates = _checks.count("num_coordinates", num_coordinates)
+        shape = (_checks.count("num_flows", num_flows), *batch_shape, num_coordinates)
         self.u = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.w = nn.Parameter(torch.empty_like(self.u))
         self.b = nn.Parameter(torch.empty(shape[:-1], device=device, dtype=dtype))

@@ -33,7 +33,7 @@ from igr.distributions import (
 )
 from igr.nn.flows import PlanarFlow
 from igr.nn.priors import Prior
-from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe, whole_number
+from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe
 from igr.priors import Target, match
 
 __all__ = [
@@ -74,10 +74,10 @@ class Head(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = whole_number("in_features", in_features, 1)
-        self.num_categories = whole_number("num_categories", num_categories, 2)
+        self.in_features = _checks.count("in_features", in_features)
+        self.num_categories = _checks.count("num_categories", num_categories, 2)
         if num_variables is not None:
-            num_variables = whole_number("num_variables", num_variables, 1)
+            num_variables = _checks.count("num_variables", num_variables)
         self.num_variables = num_variables
         if not isinstance(temperature, TemperatureSchedule):
             _checks.positive("temperature", temperature)
@@ -144,6 +144,15 @@ class Head(nn.Module):
             parameters = self._split(self._initial())
         else:
             parameters = self._matched(target)
+            variables = () if self.num_variables is None else (self.num_variables,)
+            for name, value in self._split(self._initial()).items():
+                *batch, size = parameters[name].shape
+                if size != value.shape[-1] or tuple(batch) not in ((), variables):
+                    came = (*batch, size + self.num_categories - value.shape[-1])
+                    raise ValueError(
+                        f"target: expected probabilities ({self.num_categories},) or, for each variable, "
+                        f"{(*variables, self.num_categories)}, got {came}"
+                    )
         return Prior._of(
             self._family(),
             parameters,
@@ -347,10 +356,10 @@ class StickBreakingIGRHead(_StickBreakingHead):
     def _family(self) -> Callable[..., StickBreakingIGR]:
         return functools.partial(StickBreakingIGR, delta=self.delta)
 
-    def forward(self, features: Tensor) -> StickBreakingIGR:
-        """Turn features into a distribution."""
+    def forward(self, features: Tensor, *, allowed: None = None) -> StickBreakingIGR:
+        """Turn features into a distribution; it cannot rule categories out."""
         loc, scale = self._loc_and_scale(features)
-        return StickBreakingIGR(loc, scale, self.temperature, self.delta)
+        return StickBreakingIGR(loc, scale, self.temperature, self.delta, allowed=allowed)
 
 
 class SharpStickBreakingIGRHead(_StickBreakingHead):
@@ -423,10 +432,11 @@ class PlanarIGRHead(_GaussianHead):
         q = match(target, functools.partial(SoftmaxIGR, delta=self.delta), 1.0)
         return {"loc": q.loc, "scale": q.scale}
 
-    def forward(self, features: Tensor) -> PlanarIGR:
-        """Turn features into a distribution."""
+    def forward(self, features: Tensor, *, allowed: None = None) -> PlanarIGR:
+        """Turn features into a distribution; it cannot rule categories out."""
         loc, scale = self._loc_and_scale(features)
-        return PlanarIGR(loc, scale, self.temperature, self.flow.transforms(), self.delta)
+        flow = self.flow.transforms()
+        return PlanarIGR(loc, scale, self.temperature, flow, self.delta, allowed=allowed)
 
 
 class _PlanarFamily(nn.Module):

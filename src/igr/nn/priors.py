@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from igr import _checks
 from igr.distributions import IGR, GumbelSoftmax, Relaxation
 from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe
 from igr.priors import Target, match
@@ -53,10 +55,9 @@ class Prior(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if isinstance(target, int):
-            if target < 2:
-                raise ValueError(f"target: expected at least 2 categories, got {target}")
-            target = torch.full((target,), 1 / target, device="cpu")
+        if not isinstance(target, (Tensor, Distribution)):
+            size = _checks.count("target", target, 2)
+            target = torch.full((size,), 1 / size, device="cpu")
             device = torch.get_default_device() if device is None else device
         q = match(target, family, 1.0)
         if isinstance(q, GumbelSoftmax):

@@ -127,7 +127,7 @@ class _Annealed(nn.Module):
 
     def __init__(self, start: float | Tensor, end: float | Tensor, num_steps: int) -> None:
         super().__init__()
-        self.num_steps = whole_number("num_steps", num_steps, 1)
+        self.num_steps = _checks.count("num_steps", num_steps)
         self._ends = {"start": _own(start), "end": _own(end)}
         start, end = _as_floats(start=start, end=end)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=start.device))
@@ -297,17 +297,6 @@ class KLWarmup(_Annealed):
 
     def _between(self, start: Tensor, end: Tensor, fraction: Tensor) -> Tensor:
         return torch.lerp(start, end, fraction)
-
-
-def whole_number(name: str, value: Any, smallest: int) -> int:
-    """A whole number, numpy's included, or ValueError."""
-    try:
-        number = value.__index__()
-    except (AttributeError, TypeError):
-        number = None
-    if number is None or number < smallest:
-        raise ValueError(f"{name}: expected a whole number of at least {smallest}, got {value!r}")
-    return int(number)
 
 
 def assign(to: Tensor, value: float | Tensor) -> None:
