@@ -222,7 +222,10 @@ P = torch.tensor([0.5, 0.5])
         (lambda: igr.StickBreakingIGR.from_probs(P, 0.5), "igr.SharpStickBreakingIGR.from_probs"),
         (lambda: igr.PlanarIGR.from_logits(P, 0.5), "igr.match"),
         (lambda: igr.PlanarIGR.uniform(3, 0.5), "igr.match"),
-        (lambda: igr.SoftmaxIGR.uniform(1, 0.5), "num_categories: expected a number of 2"),
+        (
+            lambda: igr.SoftmaxIGR.uniform(1, 0.5),
+            "num_categories: expected a whole number of at least 2",
+        ),
         (lambda: igr.SoftmaxIGR.uniform(3, 0.5, 0.0), "scale: expected a positive"),
     ],
 )
