@@ -14,6 +14,7 @@ import igr.experiments
 from igr.experiments import cli
 from igr.experiments.paper import cells, plan, results
 from igr.experiments.paper.figures import bounds_by_temperature
+from igr.experiments.paper.plan import Options
 from igr.experiments.paper.specs import TABLES
 from igr.experiments.runs import sweep
 
@@ -155,3 +156,12 @@ def test_rows_of_certain_learning_rates_take_no_records_of_others():
 def test_without_pandas_rows_are_dicts(monkeypatch):
     monkeypatch.setattr(results.importlib.util, "find_spec", lambda name: None)
     assert all(isinstance(row, dict) for row in igr.experiments.results())
+
+
+def test_cells_and_sweeps_have_the_names_that_they_were_recorded_by():
+    """A setting whose default is not None would change them, and everything would be run again."""
+    planned = {cell.name: cell for _, cell in plan.make_plan([*TABLES], "full", Options()).entries}
+    found = [r for r in cells.read_cells(results.folder()) if r["name"] in planned]
+    assert found
+    for record in found:
+        assert planned[record["name"]].final(**record["chosen"]).name == record["sweeps"][-1]

@@ -165,8 +165,8 @@ class Processes:
             pipe.send_bytes(pickle.dumps((task, given)))
 
     def poll(self, seconds: float) -> None:
-        for pipe in connection.wait(list(self.workers), timeout=seconds):
-            assert isinstance(pipe, Connection)  # noqa: S101  # for the type checker
+        ready = connection.wait(list(self.workers), timeout=seconds)
+        for pipe in [each for each in self.workers if each in ready]:
             worker = self.workers[pipe]
             try:
                 event = pipe.recv()

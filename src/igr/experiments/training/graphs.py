@@ -34,15 +34,14 @@ class GraphedStep:
     def __call__(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Take the step on these images and this noise; the result is overwritten by the next call."""
         if self.graph is None:
-            self._record(x, noise)
+            self.graph = self._record(x, noise)
         else:
             self.x.copy_(x)
             self.noise.copy_(noise)
-        assert self.graph is not None  # noqa: S101  # for the type checker
         self.graph.replay()
         return self.result
 
-    def _record(self, x: Tensor, noise: Tensor) -> None:
+    def _record(self, x: Tensor, noise: Tensor) -> torch.cuda.CUDAGraph:
         self.x, self.noise = x.clone(), noise.clone()
         before = [value.detach().clone() for value in self.learned()]
         fresh = len(before)
@@ -53,8 +52,8 @@ class GraphedStep:
                 self.step(self.x, self.noise)
         torch.cuda.current_stream().wait_stream(stream)
         self.forget()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self.result = self.step(self.x, self.noise)
         with torch.no_grad():
             values = self.learned()
@@ -63,3 +62,4 @@ class GraphedStep:
             # The optimiser makes its moments and its count of steps at its first step: they start from zero.
             for value in values[fresh:]:
                 value.zero_()
+        return graph
