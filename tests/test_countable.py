@@ -343,7 +343,7 @@ def test_straight_through_and_hard() -> None:
         (lambda: CountableIGR(CountableParameters(), 0.5, precision=0.9), "precision: expected"),
         (lambda: CountableIGR((torch.zeros(3), torch.zeros(3)), 0.5), "scale: expected"),
         (lambda: CountableIGR((torch.zeros(3), torch.ones(2)), 0.5), "expected shapes"),
-        (lambda: CountableIGR(CountableParameters(), 0.5).discrete(1), "num_samples: expected"),
+        (lambda: CountableIGR(CountableParameters(), 0.5).discrete(0), "num_samples: expected"),
         (lambda: CountableIGR(CountableParameters(), 0.5).log_prob(), "exactly one"),
         (
             lambda: CountableIGR((torch.zeros(3).int(), torch.ones(3)), 0.5),
@@ -475,3 +475,144 @@ def test_what_is_no_parameters_is_said_so(given: object) -> None:
         ValueError, match=r"parameters: expected igr.nn.CountableParameters, or a pair"
     ):
         igr.CountableIGR(given, 0.3)  # type: ignore[arg-type]
+
+
+# Batches
+
+
+def _pair(*batch: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(*batch, 4, dtype=D), torch.rand(*batch, 4, dtype=D) + 0.5
+
+
+@pytest.mark.parametrize(
+    "parameters", [some_parameters, _pair, lambda: _pair(3), lambda: _pair(2, 1)]
+)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1), (2, 3)])
+@pytest.mark.parametrize("expanded", [(), (3,), (5, 2, 3)])
+@closings
+def test_every_quantity_has_the_batch_shape(
+    closing: Any, parameters: Any, shape: tuple[int, ...], expanded: tuple[int, ...]
+) -> None:
+    q = CountableIGR(parameters(), torch.full(shape, 0.5, dtype=D), closing)
+    if expanded:
+        if torch.broadcast_shapes(q.batch_shape, expanded) != expanded:
+            pytest.skip("no batch that this one expands to")
+        q = q.expand(expanded)
+    batch = q.batch_shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)
+        log_z, log_prob = q.rsample_log_and_log_prob((2,))
+    n = q.num_coordinates
+    assert q.loc.shape == q.scale.shape == (*batch, n)
+    assert log_prob.shape == (2, *batch) == q.log_prob(log_value=log_z).shape
+    assert q.probs.shape == q.mode.shape == (*batch, n + 1)
+    p = CountableIGR(q.parameters, q.temperature, closing)
+    for kl in (kl_divergence(q, q), kl_divergence(q, p), kl_divergence(p, q)):
+        torch.testing.assert_close(kl, torch.zeros(batch, dtype=D))
+
+
+def test_batches_that_do_not_fit_have_no_divergence() -> None:
+    q, p = (CountableIGR(_pair(n), 0.5) for n in (2, 3))
+    with pytest.raises(ValueError, match="q, p: expected a shape that broadcasts"):
+        kl_divergence(q, p)
+
+
+@closings
+def test_divergence_between_maps_that_cut_elsewhere_is_infinite_at_every_call(closing: Any) -> None:
+    """Whatever either has come to hold."""
+    for makes in ((some_parameters, some_parameters), (_pair, some_parameters), (_pair, _pair)):
+        q, p = (CountableIGR(make(), t, closing) for make, t in zip(makes, (0.5, 0.8), strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PrecisionWarning)
+            for _ in range(3):
+                assert igr.kl_divergence(q, p, num_samples=200) == torch.inf
+
+
+# Validation, recovery, parameters
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_values_are_checked_where_that_is_asked_for(checked: bool) -> None:
+    """Whatever torch's default is."""
+    torch.distributions.Distribution.set_default_validate_args(not checked)
+    zero, one, hot = torch.zeros(3), torch.ones(3), torch.tensor(1.5)
+    for make in (
+        lambda: CountableIGR((zero, -one), 0.5, validate_args=checked),
+        lambda: CountableIGR((zero / 0, one), 0.5, validate_args=checked),
+        lambda: CountableIGR((zero, one), hot, validate_args=checked),
+        lambda: CountableIGR((zero, one), -hot, validate_args=checked),
+        lambda: igr.VertexInterpolation(hot, validate_args=checked),
+        lambda: igr.VertexInterpolation(-hot, validate_args=checked),
+    ):
+        if checked:
+            with pytest.raises(ValueError, match="expected"):
+                make()
+        else:
+            make()
+    torch.distributions.Distribution.set_default_validate_args(checked)
+    igr.VertexInterpolation(torch.tensor(0.5))
+    if not checked:
+        igr.VertexInterpolation(hot)
+    with pytest.raises(ValueError, match="temperature: expected values in"):
+        igr.VertexInterpolation(1.5)  # numbers cost nothing to check
+    q = CountableIGR((zero + 9, one), 0.5, validate_args=checked)
+    assert q.discrete()._validate_args is q.discrete(5)._validate_args is checked
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 300])
+def test_recovery_by_samples_is_never_certain_and_grows_on_the_way(num_samples: int) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        q = CountableIGR(CountableParameters(1, loc=-1.0, dtype=D), 0.5)
+        found = q.discrete(num_samples)
+        assert found.probs.shape == q.event_shape
+        torch.testing.assert_close(found.probs.sum(), torch.ones((), dtype=D))
+        assert (found.standard_error > 0).all()
+        counts = found.probs * num_samples
+        torch.testing.assert_close(counts, counts.round())
+
+
+@pytest.mark.parametrize("prior", [{}, {"loc": torch.tensor([0.5, -0.5, 1.0]), "scale": 0.7}])
+@pytest.mark.parametrize("maximum", [None, 3, 10])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, D])
+def test_parameters_are_reset_to_what_they_were_made_with(
+    prior: dict[str, Any], maximum: int | None, dtype: torch.dtype
+) -> None:
+    def make(**options: Any) -> CountableParameters:
+        return CountableParameters(3, maximum=maximum, dtype=dtype, **prior, **options)
+
+    fresh, grown = make(), make()
+    grown.grow(20)
+    for parameter in grown.parameters():
+        parameter.data.add_(1)
+    with torch.device("meta"):
+        empty = make()
+    other = CountableParameters(3, maximum=maximum, loc=torch.randn(7), dtype=dtype)
+    loaded = make()
+    loaded.load_state_dict(other.state_dict())
+    for module in (grown, make(device="meta").to_empty(device="cpu"), loaded, copy.deepcopy(grown)):
+        module.reset_parameters()
+        for name, value in fresh.state_dict().items():
+            assert torch.equal(module.state_dict()[name], value)
+        assert len(module.state_dict()) == len(fresh.state_dict())
+        module.grow(20)
+    if not prior:  # tensors that are made on meta have no values
+        empty.to_empty(device="cpu").reset_parameters()
+        assert torch.equal(empty.loc, fresh.loc)
+
+
+def test_parameters_made_in_inference_mode_can_be_used_and_trained() -> None:
+    with torch.inference_mode():
+        parameters = CountableParameters(1, loc=torch.full((2,), -1.0), scale=0.5)
+        assert parameters.loc.shape == (1,)
+        q = CountableIGR(parameters, 0.5)
+        assert q.rsample((3,)).shape[0] == 3
+        matched = igr.match(Poisson(3.0), CountableIGR, 0.5)
+        assert matched.rsample((3,)).shape[0] == 3
+    parameters.reset_parameters()
+    for r in (q, matched):
+        assert isinstance(r.parameters, CountableParameters)
+        optimizer = torch.optim.SGD(r.parameters.parameters(), lr=0.1)
+        r.parameters.requires_grad_()
+        r.rsample((3,))[..., 0].sum().backward()
+        optimizer.step()

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 __all__ = [
     "allowed_categories",
+    "at_most_one",
     "between",
     "broadcast",
     "categories",
@@ -135,6 +136,17 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a positive finite number, got {value}")
     return value
+
+
+def at_most_one(
+    name: str, value: float | Tensor, expected: str, validate_args: bool | None = None
+) -> None:
+    """Raise ValueError unless a number, or every element of a tensor, is at most 1."""
+    if isinstance(value, Tensor):
+        if enabled(validate_args):
+            satisfies(name, value, value <= 1, expected)
+    elif value > 1:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
 
 
 def allowed_categories(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from igr._checks import values_can_be_read
 from igr._quadrature import gauss_legendre
-from igr.functional import full_precision
+from igr.functional import HALF_LOG_2PI, full_precision
 
 __all__ = [
     "conditional_gaussian",
@@ -25,8 +25,6 @@ __all__ = [
     "rounding_gap",
     "truncated_normal_below",
 ]
-
-_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class _Rule(NamedTuple):
@@ -109,7 +107,7 @@ def _log_mills(x: Tensor) -> Tensor:
     left = 0.5 * math.log(2 / math.pi) - torch.log(
         torch.special.erfcx(x.clamp(max=0.0) * -math.sqrt(0.5))
     )
-    right = -0.5 * x * x - _LOG_SQRT_2PI - _log_ndtr(x.clamp(min=0.0))
+    right = -0.5 * x * x - HALF_LOG_2PI - _log_ndtr(x.clamp(min=0.0))
     return torch.where(x < 0, left, right)
 
 
@@ -527,7 +525,7 @@ class _Largest(torch.autograd.Function):
         t = torch.clamp(t, *ends)
         mass, own_loc, own_scale, by_loc, by_scale = _sides(density, t, rule)
         total = mass.sum(0)
-        log_prob = peak + torch.log(total / density.scale_k) - _LOG_SQRT_2PI
+        log_prob = peak + torch.log(total / density.scale_k) - HALF_LOG_2PI
 
         upper = mass[0] > mass[1]
         side = torch.where(upper, mass[1], mass[0]) / total

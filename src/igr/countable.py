@@ -10,9 +10,10 @@ categories beyond: the sample is that of a finite stick-breaking relaxation with
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +24,13 @@ from torch.distributions.transforms import Transform
 
 from igr import _checks, functional
 from igr.constraints import countable
+from igr.discrete import monte_carlo_probs
 from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, StickBreaking
 
 __all__ = ["CountableIGR", "CountableParameters", "PrecisionWarning"]
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _CEILING = 2**20  # coordinates; where growth without a maximum gives up
 
 
@@ -86,22 +87,38 @@ class CountableParameters(nn.Module):
             raise ValueError(f"maximum: expected at least initial ({initial}), got {maximum}")
         self.precision = _check_precision(precision)
         self.maximum = maximum
+        if device is None:
+            device = next((x.device for x in (loc, scale) if isinstance(x, Tensor)), None)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        prior_loc = torch.as_tensor(loc, dtype=dtype, device=device).detach().reshape(-1).clone()
-        prior_scale = (
-            torch.as_tensor(scale, dtype=dtype, device=device).detach().reshape(-1).clone()
-        )
-        _checks.satisfies("loc", prior_loc, prior_loc.isfinite(), "finite values")
-        _checks.positive("scale", prior_scale)
-        self.register_buffer("prior_loc", prior_loc)
-        self.register_buffer("prior_scale", prior_scale)
         # Blocks that double, from one coordinate to the most there may be, so that another `initial` fits too.
         most = _CEILING if maximum is None else max(_CEILING, maximum)
         self._num_blocks = 1 if maximum == initial else 1 + (most - 1).bit_length()
-        for i in range(self._num_blocks):
-            self.register_parameter(f"block{i}", nn.Parameter(prior_loc.new_empty(0)))
+        self._initial = initial
+        with _trainable():
+            self._prior = {
+                name: x.detach().clone() if isinstance(x, Tensor) else x
+                for name, x in (("prior_loc", loc), ("prior_scale", scale))
+            }
+            for name in self._prior:
+                self.register_buffer(name, torch.empty(0, dtype=dtype, device=device))
+            for i in range(self._num_blocks):
+                block = torch.empty(0, dtype=dtype, device=device)
+                self.register_parameter(f"block{i}", nn.Parameter(block))
         self._on_grow: list[Callable[[int], object]] = []
-        self._fill(initial)
+        self.reset_parameters()
+        _checks.satisfies("loc", self.prior_loc, self.prior_loc.isfinite(), "finite values")
+        _checks.positive("scale", self.prior_scale)
+
+    def reset_parameters(self) -> None:
+        """Hold the first coordinates alone again, as many as to begin with, at the prior that was given."""
+        with _trainable():
+            for name, value in self._prior.items():
+                old = getattr(self, name)
+                prior = torch.as_tensor(value, dtype=old.dtype, device=old.device)
+                setattr(self, name, prior.reshape(-1).clone())
+            for i in range(self._num_blocks):
+                self._resize(i, self.prior_loc.new_empty(0))
+        self._fill(self._initial)
 
     def _held(self) -> list[nn.Parameter]:
         """The blocks that hold coordinates, ``(2 n,)`` each: loc, then log scale."""
@@ -182,8 +199,7 @@ class CountableParameters(nn.Module):
 
     def _fill(self, size: int) -> None:
         blocks = self._held()
-        # What is trained later may first be needed in inference mode, whose tensors cannot be.
-        with torch.inference_mode(False), torch.no_grad():
+        with _trainable():
             held = sum(block.shape[0] // 2 for block in blocks)
             loc, scale = (x[held:] for x in self.prior(held + size))
             self._resize(len(blocks), torch.cat([loc, scale.log()]))
@@ -218,7 +234,7 @@ class CountableParameters(nn.Module):
                 f"module was made with maximum={self.maximum}, for {self._num_blocks}; make it as the saved one was"
             )
             return
-        with torch.inference_mode(False), torch.no_grad():
+        with _trainable():
             for i in range(self._num_blocks if saved else 0):
                 block = saved[i] if i < len(saved) else self.prior_loc.new_empty(0)
                 state_dict[f"{prefix}block{i}"] = block
@@ -309,7 +325,7 @@ class CountableIGR(Relaxation):
                 raise ValueError(f"loc: expected shape (*batch, maximum), got {tuple(loc.shape)}")
             if _checks.enabled(validate_args):
                 _checks.satisfies("loc", loc, loc.isfinite(), "finite values")
-                _checks.positive("scale", scale)
+                _checks.between("scale", scale, 0.0, torch.inf, "positive finite values")
             parameters, batch = (loc, scale), loc.shape[:-1]
             self._precision = _check_precision(0.99 if precision is None else precision)
         temperature = _checks.positive("temperature", temperature, validate_args)
@@ -319,8 +335,9 @@ class CountableIGR(Relaxation):
         self.temperature = temperature
         self.closing = closing
         self.num_used: Tensor | None = None
-        if isinstance(closing(temperature), Sharpen):
-            _at_most_one(temperature)
+        if isinstance(closing(1.0), Sharpen):
+            expected = "at most 1 with Sharpen, as sum w^(1/temperature) may diverge above"
+            _checks.at_most_one("temperature", temperature, expected, validate_args)
         super().__init__(batch, torch.Size(), validate_args=False)
         self._validate_args = _checks.enabled(validate_args)
 
@@ -346,12 +363,12 @@ class CountableIGR(Relaxation):
     @property
     def loc(self) -> Tensor:
         """Means of the coordinates held, ``(*batch, n)``."""
-        return self._values(self.num_coordinates)[0]
+        return self._values(self.num_coordinates)[0].expand(*self.batch_shape, -1)
 
     @property
     def scale(self) -> Tensor:
         """Standard deviations of the coordinates held, ``(*batch, n)``."""
-        return self._values(self.num_coordinates)[1]
+        return self._values(self.num_coordinates)[1].expand(*self.batch_shape, -1)
 
     def _values(self, num_coordinates: int) -> tuple[Tensor, Tensor]:
         if isinstance(self.parameters, CountableParameters):
@@ -444,7 +461,7 @@ class CountableIGR(Relaxation):
         noise, y, used, transform = self._draw(sample_shape)
         log_z, log_det = transform.forward_and_log_det(y)
         scale = functional.full_precision(self._values(noise.shape[-1])[1])
-        terms = -0.5 * noise * noise - scale.log() - _HALF_LOG_2PI
+        terms = functional.gaussian_terms(noise, scale)
         log_prob = torch.where(used, terms, 0.0).sum(-1) - log_det
         return _rest_after_last(log_z, self.num_used), log_prob
 
@@ -484,8 +501,7 @@ class CountableIGR(Relaxation):
             points = torch.where(chosen.unsqueeze(-1), log_z[..., : k + 1], centre)
             y, log_det, in_image = transform.inverse_and_log_det(points)
             loc, scale = (functional.full_precision(x) for x in self._values(k))
-            noise = (y - loc) / scale
-            terms = -0.5 * noise * noise - scale.log() - _HALF_LOG_2PI
+            terms = functional.gaussian_terms((y - loc) / scale, scale)
             log_left = nn.functional.logsigmoid(-y).cumsum(-1)
             cut_here = (log_left[..., -1] < limit) | (k == self._most())
             if k > 1:
@@ -521,21 +537,15 @@ class CountableIGR(Relaxation):
         """
         if num_samples is None:
             rest = isinstance(self.closing(self.temperature), Sharpen)
-            loc, scale = self._values(self.num_coordinates)
-            shape = (*self.batch_shape, loc.shape[-1])
-            log_probs = leader_log_probs(
-                loc.expand(shape), scale.expand(shape), rest=rest, validate_args=False
-            )
-            return RecoveredCategorical(logits=log_probs)
-        if num_samples < 2:
-            raise ValueError(f"num_samples: expected at least 2, got {num_samples}")
-        with torch.no_grad():
-            hard = functional.one_hot_argmax(self.hard_scores(self.rsample_log((num_samples,))))
-            probs = hard.double().mean(0)
-            probs = nn.functional.pad(probs, (0, self.event_shape[-1] - probs.shape[-1]))
-            error = (probs * (1 - probs) / (num_samples - 1)).sqrt()
-        dtype = functional.full_precision(self._values(1)[0]).dtype
-        return RecoveredCategorical(probs=probs.to(dtype), standard_error=error.to(dtype))
+            log_probs = leader_log_probs(self.loc, self.scale, rest=rest, validate_args=False)
+            return self._recovered(logits=log_probs)
+
+        def draw(n: int) -> Tensor:
+            hard = functional.one_hot_argmax(self.hard_scores(self.rsample_log((n,))))
+            return nn.functional.pad(hard, (0, self.event_shape[-1] - hard.shape[-1]))
+
+        probs, standard_error = monte_carlo_probs(draw, num_samples)
+        return self._recovered(probs=probs, standard_error=standard_error)
 
     def __repr__(self) -> str:
         return (
@@ -572,10 +582,15 @@ def _kl_countable(q: CountableIGR, p: CountableIGR) -> Tensor:
                 "q, p: coordinates that neither holds sit at different priors, so the divergence is infinite; make "
                 "the parameters of both with the same loc and scale"
             )
-    loc, scale = (functional.full_precision(x) for x in q._values(n))
-    loc0, scale0 = (functional.full_precision(x) for x in p._values(n))
-    ratio, distance = scale / scale0, (loc - loc0) / scale0
-    return (0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()).sum(-1)
+    batch = _checks.broadcast_batch("q, p", q.batch_shape, p.batch_shape)
+    return functional.gaussian_kl_terms(*q._values(n), *p._values(n)).sum(-1).expand(batch)
+
+
+@contextlib.contextmanager
+def _trainable() -> Iterator[None]:
+    """What is trained later may first be needed in inference mode, whose tensors cannot be."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def _any(condition: Tensor) -> bool:
@@ -592,14 +607,6 @@ def _check_precision(precision: float) -> float:
     if not 0 < precision < 1:
         raise ValueError(f"precision: expected a number in (0, 1), got {precision}")
     return float(precision)
-
-
-def _at_most_one(temperature: float | Tensor) -> None:
-    expected = "temperatures of at most 1 with Sharpen, as sum w^(1/temperature) may diverge above"
-    if isinstance(temperature, Tensor):
-        _checks.satisfies("temperature", temperature, temperature <= 1, expected)
-    elif temperature > 1:
-        raise ValueError(f"temperature: expected {expected}, got {temperature}")
 
 
 def _extend(x: Tensor, num_coordinates: int) -> Tensor:

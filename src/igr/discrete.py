@@ -594,7 +594,9 @@ def monte_carlo_probs(
         at_once = max(1, max_elements // max(1, draws.numel()))
         while done < num_samples:
             n = min(at_once, num_samples - done)
-            counts += hard_sampler(n).sum(0, dtype=torch.int64)
+            seen = hard_sampler(n).sum(0, dtype=torch.int64)
+            # More categories may have come to be held.
+            counts = torch.nn.functional.pad(counts, (0, seen.shape[-1] - counts.shape[-1])) + seen
             done += n
     seen = counts.to(dtype)
     probs = (seen + pseudo_count) / (num_samples + pseudo_count * seen.shape[-1])

@@ -8,7 +8,6 @@ precision, samples are in half precision and logarithms and densities in float32
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +56,6 @@ __all__ = [
     "StickBreakingIGR",
 ]
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 Q = TypeVar("Q", bound="IGR")
 
 
@@ -308,7 +306,6 @@ class Relaxation(PyroSite):
                 "probabilities of the categories"
             )
         instead = {
-            "entropy()": "entropy(num_samples) estimates that of the density",
             "enumerate_support()": "its samples are a continuum",
         }.get(what, f"rsample((n,)).{what.replace('variance', 'var')}(0) estimates it")
         return NotImplementedError(
@@ -820,8 +817,8 @@ class IGR(Relaxation, TransformedDistribution):
             free = ~self.allowed[..., -1]
             shift = torch.where(free, (noise * inverse).sum(-1) / precision, 0.0)
             noise = noise - shift.unsqueeze(-1) * inverse
-            more = torch.where(free, _HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
-        terms = -0.5 * noise * noise - scale.log() - _HALF_LOG_2PI
+            more = torch.where(free, functional.HALF_LOG_2PI - 0.5 * precision.log(), 0.0)
+        terms = functional.gaussian_terms(noise, scale)
         if self._active is not None:
             terms = torch.where(self._active, terms, 0.0)
         return terms.sum(-1) + more

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -812,6 +813,12 @@ def gaussian_kl_terms(
     return 0.5 * (ratio * ratio + distance * distance - 1) - ratio.log()
 
 
+def gaussian_terms(noise: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Log-densities of loc + scale * noise under N(loc, scale); of the noise itself without a scale."""
+    terms = -0.5 * noise * noise
+    return (terms if scale is None else terms - scale.log()) - HALF_LOG_2PI
+
+
 def gaussian_log_prob(
     y: Tensor, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0, dim: int = -1
 ) -> Tensor:
@@ -834,7 +841,7 @@ def gaussian_log_prob(
     dim = _checks.categories("y", y, dim)
     y, loc, scale = full_precision(y), _full_precision(loc), _full_precision(scale)
     z = (y - loc) / scale
-    return (-0.5 * z * z - log(scale)).sum(dim) - 0.5 * math.log(2 * math.pi) * y.shape[dim]
+    return (-0.5 * z * z - log(scale)).sum(dim) - HALF_LOG_2PI * z.shape[dim]
 
 
 def exp_concrete_log_prob(

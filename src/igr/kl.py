@@ -26,7 +26,7 @@ from torch.distributions import kl_divergence as closed_form
 from torch.distributions.kl import register_kl
 
 from igr import _checks, functional
-from igr.constraints import corner
+from igr.constraints import corner, countable
 from igr.distributions import (
     IGR,
     GumbelSoftmax,
@@ -56,6 +56,7 @@ def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Ten
     | `SoftmaxIGR` | `SoftmaxIGR` | (13), of any two temperatures and deltas; infinite where `allowed` differs |
     | an IGR of another form | the same form and map: temperature, delta, flow | (13) |
     | `CountableIGR` | `CountableIGR` of the same closing map | (13), over the coordinates that either holds |
+    | `CountableIGR` | `CountableIGR` of another | `monte_carlo_kl`: infinite, as p cuts samples of q elsewhere |
     | an IGR, `GumbelSoftmax` | any other relaxation | `monte_carlo_kl` |
     | an IGR, `GumbelSoftmax` | torch's `RelaxedOneHotCategorical`, `Dirichlet`, `LogisticNormal` | `monte_carlo_kl` |
     | a relaxation | `Categorical`, `OneHotCategorical` | `plug_in_kl`: with relaxed samples it gives no bound |
@@ -141,7 +142,8 @@ def monte_carlo_kl(
             f"p: expected a density on the simplex, got {type(p).__name__}, against which q has none; "
             "igr.plug_in_kl(q, p) compares their categories"
         )
-    if q.event_shape != p.event_shape:
+    # Those over 0, 1, 2, ... have as many entries as they hold coordinates at the time.
+    if q.event_shape != p.event_shape and not (q.support is countable and p.support is countable):
         raise ValueError(
             f"q, p: expected the same number of categories, got event shapes {tuple(q.event_shape)} and "
             f"{tuple(p.event_shape)}"

@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 _REAL = constraints.real_vector
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _NOTHING = -1e30  # the logarithm of no weight at all, finite so that gradients stay so
 
 
@@ -376,6 +375,10 @@ class VertexInterpolation(StableTransform):
 
     Its pathwise gradient is biased (erratum E14); see `igr.functional.log_vertex_interpolation`.
 
+    Args:
+        temperature: number in (0, 1], or tensor that broadcasts against the batch.
+        validate_args: as for `SoftmaxPlusPlus`.
+
     >>> VertexInterpolation(0.5)(torch.tensor([0.6, 0.3]))
     tensor([0.8000, 0.1500])
     """
@@ -385,14 +388,10 @@ class VertexInterpolation(StableTransform):
     onto = False
     parameter_names = ("temperature",)
 
-    def __init__(self, temperature: float | Tensor) -> None:
+    def __init__(self, temperature: float | Tensor, validate_args: bool | None = None) -> None:
         super().__init__()
-        temperature = _checks.positive("temperature", temperature)
-        if isinstance(temperature, Tensor):
-            _checks.satisfies("temperature", temperature, temperature <= 1, "values in (0, 1]")
-        elif temperature > 1:
-            raise ValueError(f"temperature: expected a number in (0, 1], got {temperature}")
-        self.temperature = temperature
+        self.temperature = _checks.positive("temperature", temperature, validate_args)
+        _checks.at_most_one("temperature", self.temperature, "values in (0, 1]", validate_args)
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return functional.log_vertex_interpolation(x, self.temperature)
@@ -720,7 +719,7 @@ class _OntoFace(StableTransform):
         return torch.where(self.active, functional.log_stick_breaking_inverse(y), 0.0)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
-        unused = torch.where(self.active, 0.0, -0.5 * x * x - _HALF_LOG_2PI)
+        unused = torch.where(self.active, 0.0, functional.gaussian_terms(x))
         return y.masked_fill(~self.allowed, 0.0).sum(-1) + unused.sum(-1)
 
 
