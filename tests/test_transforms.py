@@ -218,7 +218,7 @@ BAD = [
     (lambda: igr.SoftmaxPlusPlus(torch.tensor([0.5, 0.0])), r"temperature: .* with 1 invalid element.* \[0.0\]"),
     (lambda: igr.SoftmaxPlusPlus(1.0, delta=0.0), "delta: expected a positive finite number, got 0.0"),
     (lambda: igr.Sharpen(0.0), "temperature: expected a positive finite number"),
-    (lambda: igr.VertexInterpolation(1.5), r"temperature: expected a number in \(0, 1\], got 1.5"),
+    (lambda: igr.VertexInterpolation(1.5), r"temperature: expected values in \(0, 1\], got 1.5"),
     (lambda: igr.VertexInterpolation(torch.tensor(1.5)), r"temperature: expected values in \(0, 1\]"),
     (lambda: igr.VertexInterpolation(0.0), "temperature: expected a positive finite number"),
     (lambda: igr.Planar(ANY, torch.zeros(3), ANY[0]), r"u, w, b: .* got \(2,\), \(3,\), \(\)"),
