@@ -221,3 +221,10 @@ def test_planar_inverse_from_a_known_point_has_the_same_gradient() -> None:
         found = fn.planar_inverse(x, u, w, b, near=near)
         results.append((found, *torch.autograd.grad(found.square().sum(), [x, u, w, b])))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("shapes", [((1,), (), (4,)), ((3, 1), (4,), ()), ((4,), (3, 1), (3, 4))])
+def test_gaussian_density_counts_every_entry_that_broadcasting_makes(shapes):
+    y, loc, scale = (torch.rand(shape, dtype=torch.float64) + 0.5 for shape in shapes)
+    expected = torch.distributions.Normal(loc, scale).log_prob(y).sum(-1)
+    torch.testing.assert_close(fn.gaussian_log_prob(y, loc, scale), expected)
