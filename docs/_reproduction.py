@@ -12,7 +12,7 @@ import matplotlib
 from _blocks import ROOT, Blocks, table, write
 
 from igr.experiments.paper import figures, results
-from igr.experiments.paper.cells import Cell, cell_of
+from igr.experiments.paper.cells import Cell, cell_of, read_cells
 from igr.experiments.paper.plan import (
     Entry,
     Options,
@@ -62,6 +62,20 @@ def numbers(entries: Sequence[Entry]) -> str:
     released = ["released estimate"] if kind.has_released else []
     head = ["model", kind.measure_label, *released, "the paper", "less the paper's"]
     return table([*head, "temperature, learning rate", "seeds"], rows)
+
+
+def planar(entries: Sequence[Entry]) -> str:
+    """IGR-Planar at the temperature and learning rate that it has with sticking the landing, with it and without."""
+    rows = {entry.row.name: entry for entry in entries}
+    without, landing = rows["igr-planar"], rows["igr-planar+sl"]
+    assert without.record is not None and landing.record is not None
+    wanted = without.record["dataset"], without.record["settings"], landing.record["chosen"]
+    alone = next(
+        record
+        for record in read_cells(results.folder())
+        if (record["dataset"], record["settings"], record["chosen"]) == wanted
+    )
+    return numbers([dataclasses.replace(without, record=alone), landing])
 
 
 def gaps(entries: Sequence[Entry]) -> str:
@@ -290,6 +304,7 @@ def blocks() -> Blocks:
         name: numbers(group) for name, group in groups_shown.items() if any(e.record for e in group)
     }
     page["gaps"] = gaps(groups["table1 mnist"])
+    page["planar"] = planar(groups["table1 mnist"])
     page["units"] = units(groups["released mnist"])
     page["sign"] = sign(groups["released mnist"])
     page["forgiving"] = forgiving(groups["table1 mnist"])
