@@ -68,8 +68,8 @@ def planar(entries: Sequence[Entry]) -> str:
     """IGR-Planar at the temperature and learning rate that it has with sticking the landing, with it and without."""
     rows = {entry.row.name: entry for entry in entries}
     without, landing = rows["igr-planar"], rows["igr-planar+sl"]
-    assert without.record is not None and landing.record is not None
-    wanted = without.record["dataset"], without.record["settings"], landing.record["chosen"]
+    chosen = (landing.record or {})["chosen"]
+    wanted = without.column.dataset, (without.record or {})["settings"], chosen
     alone = next(
         record
         for record in read_cells(results.folder())
