@@ -68,8 +68,7 @@ def planar(entries: Sequence[Entry]) -> str:
     """IGR-Planar at the temperature and learning rate that it has with sticking the landing, with it and without."""
     rows = {entry.row.name: entry for entry in entries}
     without, landing = rows["igr-planar"], rows["igr-planar+sl"]
-    chosen = (landing.record or {})["chosen"]
-    wanted = without.column.dataset, (without.record or {})["settings"], chosen
+    wanted = without.column.dataset, without.record["settings"], landing.record["chosen"]
     alone = next(
         record
         for record in read_cells(results.folder())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import torch
 from torch import Tensor
 
-from igr.experiments import page
+from igr.experiments import data, page
 from igr.experiments.cli import console
 from igr.experiments.cli.console import say
 from igr.experiments.cli.options import Epochs, Folder, Samples, Threads, option
@@ -56,7 +56,7 @@ def demo(
         temperatures=(0.1, 0.25, 0.5, 1.0, 1.5),
         seeds=seeds,
         epochs=epochs,
-        lr=3e-3,
+        lr=data.source_of("digits").lr,
         held_out=200,
     )
     path = expanded(out_folder)

@@ -130,7 +130,7 @@ class SoftmaxIGRFamily(GaussianFamily):
         return functional.softmax_plus_plus(y, temperature, dim=-2)
 
     def categories_of(self, y: Tensor) -> Tensor:
-        if y.shape[-2] == 1:
+        if y.shape[-2] == 1:  # what `winner` gives, without the passes that padding takes
             return (y.squeeze(-2) < 0).long()
         return winner(F.pad(y, (0, 0, 0, 1)))
 
