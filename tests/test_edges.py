@@ -100,6 +100,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: igr.SoftmaxIGR(Z, ONE, np.float32(-1.0)), "temperature: expected a positive finite number, got -1.0"),
     (lambda: igr.SoftmaxIGR(Z, ONE, np.ones(2)), "temperature: expected a positive number or a tensor, got ndarray"),
     (lambda: igr.SoftmaxIGR(Z, ONE, 1j), "temperature: expected a positive number or a tensor, got complex"),
+    (lambda: igr.IGR(Z, ONE, 0.5), "^transform: expected a torch transform, got float"),
+    (lambda: igr.SoftmaxIGR.from_logits(THIRDS, 0.5, torch.ones(7)), r"loc \(2,\), scale \(7,\)"),
     # values
     (lambda: Q.log_prob([0.2, 0.3, 0.5]), "value: expected a tensor of real numbers, got list"),
     (lambda: Q.log_prob(np.ones(3) / 3), "value: expected a tensor of real numbers, got ndarray"),
@@ -129,6 +131,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: igr.monte_carlo_kl(P, Q), "q: expected a relaxation, got RelaxedOneHotCategorical"),
     (lambda: igr.plug_in_kl(Q, Dirichlet(torch.ones(3))), "p0: expected a torch Categorical .*monte_carlo_kl"),
     (lambda: igr.plug_in_kl(Q, Categorical(logits=torch.zeros(4))), "p0: expected 3 categories, as q has, got 4"),
+    *[
+        (lambda q=q: igr.kl_divergence(q, Categorical(logits=torch.zeros(4))), "^p: expected 3 categories, .* got 4")
+        for q in (Q, Q.discrete(), Categorical(logits=torch.zeros(3)))
+    ],
     (lambda: igr.elbo(torch.zeros(20), torch.zeros(20, 20)), r"kl: .*\(20,\) ends with, got \(20, 20\); sum"),
     (lambda: igr.elbo(torch.zeros(20), torch.zeros(5)), r"kl: .*\(20,\) ends with, got \(5,\)"),
     (lambda: igr.importance_weighted_bound(torch.zeros(0, 5), torch.zeros(5), torch.zeros(5)), "expected samples"),
@@ -136,6 +142,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: igr.importance_weighted_bound(torch.zeros(5), torch.zeros(4), torch.zeros(5)), "log_prior"),
     # priors
     (lambda: igr.match(THIRDS, Q, 0.5), "family: expected a class"),
+    (lambda: igr.nn.Prior(igr.SoftmaxIGR, Poisson(3.0), 0.5), "^num_categories: expected a number"),
+    *[
+        (lambda bad=bad: igr.nn.Prior(igr.SoftmaxIGR, 3, bad), "^temperature: expected")
+        for bad in (0.0, "0.5", None, torch.zeros(3))
+    ],
+    (lambda: igr.nn.SoftmaxIGRHead(5, num_categories=3).prior(temperature=-1.0), "^temperature: expected"),
     (lambda: igr.match(Poisson(ONE), igr.SoftmaxIGR, 0.5, num_categories=5), "target: .*match each by itself"),
 ]  # fmt: skip
 

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, OneHotCategorical
+from torch.distributions import (
+    Binomial,
+    Categorical,
+    Distribution,
+    Geometric,
+    OneHotCategorical,
+    Poisson,
+)
 from torch.distributions import kl_divergence as torch_kl
 
 import igr
@@ -215,6 +222,24 @@ def test_prior_of_a_target_that_does_not_fit(num_variables: int | None, make: An
             head.prior(torch.full(wrong, 1 / wrong[-1]))
 
 
+@heads_of_all_kinds
+@pytest.mark.parametrize("counts", [Poisson(3.0), Geometric(0.3), Binomial(3, torch.tensor(0.4))])
+def test_prior_of_counts(counts: Distribution, make: Any) -> None:
+    """Of infinitely many the first K, with a warning; as many as there are categories otherwise."""
+    probs = counts.log_prob(torch.arange(4.0)).exp()
+    head = make(6, num_variables=3, num_categories=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [head.prior(counts)]
+        if make is nn.SoftmaxIGRHead:
+            found.append(nn.Prior(igr.SoftmaxIGR, counts, 0.1, num_categories=4))
+        expected = head.prior(probs / probs.sum())
+    cut = ["lies beyond 4 categories" in str(warning.message) for warning in caught]
+    assert sum(cut) == (0 if isinstance(counts, Binomial) else len(found))
+    for prior in found:
+        torch.testing.assert_close(dict(prior.named_buffers()), dict(expected.named_buffers()))
+
+
 @pytest.mark.parametrize("make", [nn.StickBreakingIGRHead, nn.PlanarIGRHead])
 def test_heads_that_rule_nothing_out_say_so(make: Any) -> None:
     with pytest.raises(ValueError, match=r"^allowed: \w+IGR cannot rule categories out"):
@@ -233,8 +258,8 @@ def test_a_prior_that_was_not_called() -> None:
         igr.plug_in_kl(head.prior(), Categorical(torch.ones(4)))
     with pytest.raises(ValueError, match=r"^q: expected a relaxation, got Normal$"):
         igr.plug_in_kl(torch.distributions.Normal(0.0, 1.0), Categorical(torch.ones(4)))
-    for call in (igr.plug_in_kl, igr.kl_divergence):
-        with pytest.raises(ValueError, match=r"^p0: expected a shape that broadcasts"):
+    for name, call in (("p0", igr.plug_in_kl), ("p", igr.kl_divergence)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected a shape that broadcasts"):
             call(head(torch.zeros(2, 6)), Categorical(torch.ones(3, 4)))
 
 
@@ -256,7 +281,7 @@ def test_prior_of_a_family() -> None:
         nn.Prior(igr.SoftmaxIGR, 1, temperature=0.5)
     with pytest.raises(ValueError, match=r"igr\.nn\.CountableParameters is such a module"):
         nn.Prior(igr.CountableIGR, 4, temperature=0.5)
-    with pytest.raises(ValueError, match="value: expected a positive"):
+    with pytest.raises(ValueError, match=r"^temperature: expected a positive"):
         nn.Prior(igr.SoftmaxIGR, 4, temperature=0.0)
 
 
@@ -334,7 +359,7 @@ def test_divergence_from_categories_is_that_of_the_recovered_ones(kind: Any) -> 
     torch.testing.assert_close(igr.kl_divergence(p, q), backward)
     for other in (Categorical(alpha), OneHotCategorical(alpha), q.discrete()):
         torch.testing.assert_close(igr.kl_divergence(other, p), forward)
-    with pytest.raises(ValueError, match="p0: expected 4 categories, as q has, got 3"):
+    with pytest.raises(ValueError, match=r"^p: expected 4 categories, as q has, got 3"):
         igr.kl_divergence(q, kind(torch.ones(3)))
 
 

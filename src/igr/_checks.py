@@ -122,7 +122,8 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
     if isinstance(value, Tensor):
         if value.dtype == torch.bool:
             raise ValueError(
-                f"{name}: expected positive numbers, got a boolean tensor; a mask goes by name, allowed=mask"
+                f"{name}: expected positive numbers, got a boolean tensor; a mask of categories goes as `allowed`, "
+                "where that is an argument"
             )
         if enabled(validate_args):
             between(name, value, 0.0, torch.inf, "positive finite values")

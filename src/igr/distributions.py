@@ -609,7 +609,7 @@ class IGR(Relaxation, TransformedDistribution):
         allowed = probs.to(dtype) > 0
         probs = torch.where(allowed, probs, 0.0)
         probs = probs / probs.sum(-1, keepdim=True)
-        first, scale = _checks.broadcast(probs=probs[..., :-1], scale=scale.double())
+        first, scale = _checks.broadcast(loc=probs[..., :-1], scale=scale.double())
         if first.shape[-1] != probs.shape[-1] - 1:
             raise ValueError(
                 f"scale: expected shape (*batch, {probs.shape[-1] - 1}), got (*batch, {first.shape[-1]})"
@@ -677,6 +677,8 @@ class IGR(Relaxation, TransformedDistribution):
         )
 
     def _set_up(self, base: Distribution, transform: Transform, validate_args: bool | None) -> None:
+        if not isinstance(transform, Transform):
+            raise _checks.unexpected("transform", transform, "a torch transform")
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         n = base.event_shape[-1]
         _check_masks(base, self.transform)

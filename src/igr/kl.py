@@ -88,7 +88,7 @@ def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Ten
     torch.Size([8])
     """
     if isinstance(p, _CATEGORICAL) and isinstance(q, Relaxation):
-        return plug_in_kl(q, p)
+        return _categorical_kl(q.discrete(), p)
     if isinstance(q, _CATEGORICAL) and isinstance(p, (Relaxation, *_CATEGORICAL)):
         return _categorical_kl(q, p.discrete() if isinstance(p, Relaxation) else p)
     try:
@@ -235,19 +235,19 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
         )
     if not isinstance(q, Relaxation):
         raise _checks.unexpected("q", q, "a relaxation")
-    return _categorical_kl(q.discrete(), p0)
+    return _categorical_kl(q.discrete(), p0, "p0")
 
 
 def _categorical_kl(
-    q: Categorical | OneHotCategorical, p0: Categorical | OneHotCategorical
+    q: Categorical | OneHotCategorical, p: Categorical | OneHotCategorical, name: str = "p"
 ) -> Tensor:
-    """(8) between categorical distributions; infinite where `p0` rules out a category that q does not."""
-    log_q, log_p = _log_probs(q), _log_probs(p0)
+    """(8) between categorical distributions; infinite where p rules out a category that q does not."""
+    log_q, log_p = _log_probs(q), _log_probs(p)
     if log_q.shape[-1] != log_p.shape[-1]:
         raise ValueError(
-            f"p0: expected {log_q.shape[-1]} categories, as q has, got {log_p.shape[-1]}"
+            f"{name}: expected {log_q.shape[-1]} categories, as q has, got {log_p.shape[-1]}"
         )
-    _checks.broadcast_batch("p0", log_q.shape[:-1], log_p.shape[:-1])
+    _checks.broadcast_batch(name, log_q.shape[:-1], log_p.shape[:-1])
     alpha = log_q.exp()
     # A category of probability 0 adds nothing.
     terms = alpha * torch.where(alpha > 0, log_q - log_p, 0.0)

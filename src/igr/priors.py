@@ -532,6 +532,12 @@ def _masses(
     return F.pad(probs[..., :length], (0, max(0, length - probs.shape[-1]))), beyond
 
 
+def is_infinite(target: Target) -> bool:
+    """Whether a target has infinitely many categories, as a Poisson distribution has."""
+    finite = isinstance(target, (Tensor, Categorical, OneHotCategorical, Bernoulli))
+    return not finite and getattr(getattr(target, "support", None), "upper_bound", None) is None
+
+
 def _count_masses(target: Distribution, length: int | None, endless: bool) -> Tensor:
     support = getattr(target, "support", None)
     if (

@@ -33,8 +33,8 @@ from igr.distributions import (
 )
 from igr.nn.flows import PlanarFlow
 from igr.nn.priors import Prior
-from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe
-from igr.priors import Target, match
+from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe, scheduled
+from igr.priors import Target, is_infinite, match
 
 __all__ = [
     "GumbelSoftmaxHead",
@@ -79,10 +79,7 @@ class Head(nn.Module):
         if num_variables is not None:
             num_variables = _checks.count("num_variables", num_variables)
         self.num_variables = num_variables
-        if not isinstance(temperature, TemperatureSchedule):
-            _checks.positive("temperature", temperature)
-            temperature = ConstantTemperature(temperature)
-        self.schedule = temperature
+        self.schedule = scheduled(temperature)
         _checks.positive("gain", gain)
         self.gain = gain
         outputs = (num_variables or 1) * self._initial().shape[0]
@@ -131,7 +128,8 @@ class Head(nn.Module):
 
         Args:
             target: probabilities ``(K,)`` or ``(num_variables, K)``, or what else `igr.match` takes, for the Gaussian
-                to be matched to; None for where this head starts, which is uniform or nearly so.
+                to be matched to; infinitely many counts are cut to K. None for where this head starts, which is
+                uniform or nearly so.
             temperature: None for this head's own, whatever becomes of it: then the divergence from the prior is that
                 of the Gaussians at any temperature. Or one of the prior's own.
 
@@ -143,7 +141,9 @@ class Head(nn.Module):
         if target is None:
             parameters = self._split(self._initial())
         else:
-            parameters = self._matched(target)
+            size = self.num_categories if is_infinite(target) else None
+            q = match(target, self._matched_family(), 1.0, num_categories=size)
+            parameters = {name: getattr(q, name) for name in self._split(self._initial())}
             variables = () if self.num_variables is None else (self.num_variables,)
             for name, value in self._split(self._initial()).items():
                 *batch, size = parameters[name].shape
@@ -161,9 +161,9 @@ class Head(nn.Module):
             self.affine.weight.dtype,
         )
 
-    @abstractmethod
-    def _matched(self, target: Target) -> dict[str, Tensor]:
-        """Named parameters that stand for a discrete distribution."""
+    def _matched_family(self) -> Callable[..., Relaxation]:
+        """The family whose parameters stand for a discrete distribution."""
+        return self._family()
 
     def _parameters_of(self, features: Tensor) -> Tensor:
         if features.shape[-1:] != (self.in_features,):
@@ -235,10 +235,6 @@ class _GaussianHead(Head):
     def _loc_and_scale(self, features: Tensor) -> tuple[Tensor, Tensor]:
         parameters = self._split(self._parameters_of(features))
         return parameters["loc"], parameters["scale"]
-
-    def _matched(self, target: Target) -> dict[str, Tensor]:
-        q = match(target, self._family(), 1.0)
-        return {"loc": q.loc, "scale": q.scale}
 
     @abstractmethod
     def _family(self) -> Callable[..., IGR]: ...
@@ -428,9 +424,8 @@ class PlanarIGRHead(_GaussianHead):
     def _family(self) -> Callable[..., PlanarIGR]:
         return _PlanarFamily(self.flow, self.delta)
 
-    def _matched(self, target: Target) -> dict[str, Tensor]:
-        q = match(target, functools.partial(SoftmaxIGR, delta=self.delta), 1.0)
-        return {"loc": q.loc, "scale": q.scale}
+    def _matched_family(self) -> Callable[..., SoftmaxIGR]:
+        return functools.partial(SoftmaxIGR, delta=self.delta)
 
     def forward(self, features: Tensor, *, allowed: None = None) -> PlanarIGR:
         """Turn features into a distribution; it cannot rule categories out."""
@@ -491,9 +486,6 @@ class GumbelSoftmaxHead(Head):
 
     def _family(self) -> Callable[..., GumbelSoftmax]:
         return GumbelSoftmax
-
-    def _matched(self, target: Target) -> dict[str, Tensor]:
-        return {"logits": match(target, GumbelSoftmax, 1.0).logits}
 
     def forward(self, features: Tensor, allowed: Tensor | None = None) -> GumbelSoftmax:
         """Turn features into a distribution; `allowed` broadcasts against ``(*, num_variables, K)``."""

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from igr import _checks
 from igr.distributions import IGR, GumbelSoftmax, Relaxation
-from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe
+from igr.nn.schedules import TemperatureSchedule, describe, scheduled
 from igr.priors import Target, match
 
 __all__ = ["Prior"]
@@ -33,6 +33,7 @@ class Prior(nn.Module):
         temperature: number, tensor that broadcasts against the batch shape, or a `TemperatureSchedule`, which becomes
             a part of the module.
         device, dtype: of the buffers; torch's defaults where None.
+        num_categories: K, for a target of infinitely many counts, as for `igr.match`.
 
     Shapes: a target ``(*batch, K)`` gives a distribution of that batch shape.
 
@@ -54,12 +55,14 @@ class Prior(nn.Module):
         temperature: float | Tensor | TemperatureSchedule,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        num_categories: int | None = None,
     ) -> None:
         if not isinstance(target, (Tensor, Distribution)):
             size = _checks.count("target", target, 2)
             target = torch.full((size,), 1 / size, device="cpu")
             device = torch.get_default_device() if device is None else device
-        q = match(target, family, 1.0)
+        q = match(target, family, 1.0, num_categories=num_categories)
         if isinstance(q, GumbelSoftmax):
             parameters = {"logits": q.logits}
         elif isinstance(q, IGR):
@@ -95,10 +98,8 @@ class Prior(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         nn.Module.__init__(self)
-        if not isinstance(temperature, TemperatureSchedule):
-            temperature = ConstantTemperature(temperature)
         self.family = family
-        self.schedule = temperature
+        self.schedule = scheduled(temperature)
         self._initial = {name: value.detach().clone() for name, value in parameters.items()}
         for name, value in self._initial.items():
             self.register_buffer(name, value.to(device, dtype, copy=True))

@@ -299,6 +299,13 @@ class KLWarmup(_Annealed):
         return torch.lerp(start, end, fraction)
 
 
+def scheduled(temperature: float | Tensor | TemperatureSchedule) -> TemperatureSchedule:
+    """A schedule; of a number or a tensor, checked, one that stays there."""
+    if isinstance(temperature, TemperatureSchedule):
+        return temperature
+    return ConstantTemperature(_checks.positive("temperature", temperature))
+
+
 def assign(to: Tensor, value: float | Tensor) -> None:
     """Set a tensor to a number, or to another tensor."""
     if isinstance(value, Tensor):
