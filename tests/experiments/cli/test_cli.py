@@ -24,16 +24,18 @@ from rich.console import Console
 
 import chromium
 import igr
-from igr.experiments import cli, data
+from igr.experiments import cli
 from igr.experiments.cli import console, training
 from igr.experiments.cli._missing import exit_if_missing
 from igr.experiments.cli.app import COMMANDS
 from igr.experiments.cli.demo import tolerance, verdict
-from igr.experiments.cli.training import Group, Row
+from igr.experiments.cli.evaluate import evaluate_runs
+from igr.experiments.cli.training import Group
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
 from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
 from igr.experiments.runs.stopping import Interrupted
+from igr.experiments.runs.sweep import Result, Scoring
 from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 
@@ -105,8 +107,8 @@ def test_vae_leaves_a_complete_folder(tmp_path: Path, said: Callable[[], tuple[s
             "versions.json",
             "metrics.csv",
             "weights.safetensors",
-            "evaluation.json",
-            "held-out.json",
+            "test-m5.json",
+            "held-out-m5.json",
             "reconstructions.png",
             "samples.png",
         }
@@ -132,8 +134,7 @@ def test_vae_leaves_a_complete_folder(tmp_path: Path, said: Callable[[], tuple[s
     assert igr_command("evaluate", folder / "runs" / "gs-t0.5-s1", "--samples", 3) == 0
     assert "297 test images" in said()[0]
     assert (
-        json.loads((folder / "runs/gs-t0.5-s1/evaluation-first-20.json").read_text())["samples"]
-        == 3
+        json.loads((folder / "runs/gs-t0.5-s1/test-first-20-m3.json").read_text())["samples"] == 3
     )
 
 
@@ -177,11 +178,8 @@ def test_demo_compares_and_names_pictures_that_are_there(
 
 def group(family: str, bounds: list[float], temperature: float = 0.5) -> Group:
     config = RunConfig(family=family, temperature=temperature)
-    rows = [
-        Row(RunFolder(Path()), config, {"bound": b, "released_estimate": b, "elbo": b}, None, 1.0)
-        for b in bounds
-    ]
-    return Group(rows)
+    scores = [{"bound": b, "released_estimate": b, "elbo": b} for b in bounds]
+    return Group([Result(config, RunFolder(Path()), [each], [], 1) for each in scores])
 
 
 @pytest.mark.parametrize(
@@ -263,9 +261,9 @@ def test_evaluation_tells_the_same_time(whole: Path, monkeypatch: pytest.MonkeyP
     rows = {row["run"]: row for row in table}
     monkeypatch.chdir(whole / "runs" / "igr-i-t0.2-s0")
     for place in (whole, Path()):
-        for row in training.evaluate_runs(open_runs(place), data.load("digits"), 5, limit=3):
-            assert row.seconds == float(rows[row.config.name]["train_seconds"])
-            assert row.seconds == row.run.metrics()[-1]["seconds"] / 2
+        for found in evaluate_runs(open_runs(place), Scoring(False, 3, 5)):
+            assert found.seconds == float(rows[found.config.name]["train_seconds"])
+            assert found.seconds == found.run.metrics()[-1]["seconds"] / 2
 
 
 def vae(folder: Path, *more: str) -> int:

@@ -66,7 +66,7 @@ class TestCell:
         assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
         for candidate in tiny().candidates():
             for result in candidate.results(done):
-                (score,) = result.scores.values()
+                (score,) = result.scores
                 assert score["images"] == 20
                 assert score["bound"] in [c["held_out_bound"] for c in record["candidates"]]
 
@@ -76,7 +76,7 @@ class TestCell:
         assert final.config.held_out == 0
         assert [run["seed"] for run in record["runs"]] == [0, 1]
         for reported, result in zip(record["runs"], final.results(done), strict=True):
-            assert reported["bound"] == result.scores["test-first-10-m10"]["bound"]
+            assert reported["bound"] == result.scores[0]["bound"]
             assert (reported["images"], reported["samples"]) == (10, 10)
 
     def test_candidates_train_without_the_held_out_images(self):

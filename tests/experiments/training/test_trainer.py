@@ -19,7 +19,7 @@ from igr.experiments.models.gaussian import SoftmaxIGRFamily
 from igr.experiments.models.likelihoods import Bernoulli
 from igr.experiments.models.vae import StackedVAE
 from igr.experiments.runs import train
-from igr.experiments.runs.records import SweepFolder
+from igr.experiments.runs.records import Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.train import load_model, train_stack
 from igr.experiments.training import config
@@ -265,8 +265,9 @@ def assert_same(a: SweepFolder, b: SweepFolder) -> None:
 
 def train_all(path: Path) -> SweepFolder:
     folder, runs = sweep(path)
-    with folder.claim(runs) as stack:
-        train_stack(stack, images())
+    stack = Stack(folder, runs)
+    stack.tidy()
+    train_stack(stack, images())
     return folder
 
 
@@ -356,14 +357,14 @@ def test_killed_amid_an_epoch_a_sweep_goes_on_to_the_same_end(
                 os.kill(os.getpid(), signal.SIGKILL)
 
         folder, runs = sweep(tmp_path)
-        with folder.claim(runs) as stack:
-            train_stack(stack, images(), advance=advance)
+        stack = Stack(folder, runs)
+        train_stack(stack, images(), advance=advance)
 
     assert killed(run) == signal.SIGKILL
     resumed_from: list[int] = []
     folder, runs = sweep(tmp_path)
-    with folder.claim(runs) as stack:
-        train_stack(stack, images(), epoch_done=lambda epoch, _: resumed_from.append(epoch))
+    stack = Stack(folder, runs)
+    train_stack(stack, images(), epoch_done=lambda epoch, _: resumed_from.append(epoch))
     # The first call tells what was there, if anything was: an epoch has 6 steps.
     assert resumed_from[0] == first_told
     assert_same(folder, uninterrupted)
@@ -371,7 +372,8 @@ def test_killed_amid_an_epoch_a_sweep_goes_on_to_the_same_end(
 
 def test_a_stop_request_saves_the_last_epoch(tmp_path: Path, uninterrupted: SweepFolder) -> None:
     folder, runs = sweep(tmp_path)
-    with folder.claim(runs) as stack, StopRequest() as stop:
+    stack = Stack(folder, runs)
+    with StopRequest() as stop:
         calls = 0
 
         def advance() -> None:
@@ -398,27 +400,15 @@ def test_a_second_signal_stops_at_once() -> None:
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     folder, runs = sweep(tmp_path)
-    with folder.claim(runs) as stack:
-        stack.path.write_bytes(b"\x10\0\0\0\0\0\0\0 not a header")
-        with pytest.raises(RecordError, match="damaged"):
-            train_stack(stack, images())
-        trainer = StackTrainer([runs[0]], images())
-        trainer.train_epoch()
-        stack.save({**trainer.state(), "metrics": torch.zeros(1, 2, 4)})
-        with pytest.raises(RecordError, match="damaged"):
-            train_stack(stack, images())
-
-
-def test_no_two_processes_train_the_same_stack(tmp_path: Path) -> None:
-    folder, runs = sweep(tmp_path)
-    with (
-        folder.claim(runs),
-        pytest.raises(RecordError, match="another process"),
-        folder.claim(runs),
-    ):
-        pass
-    with folder.claim(runs):
-        pass
+    stack = Stack(folder, runs)
+    stack.path.write_bytes(b"\x10\0\0\0\0\0\0\0 not a header")
+    with pytest.raises(RecordError, match="damaged"):
+        train_stack(stack, images())
+    trainer = StackTrainer([runs[0]], images())
+    trainer.train_epoch()
+    stack.save({**trainer.state(), "metrics": torch.zeros(1, 2, 4)})
+    with pytest.raises(RecordError, match="damaged"):
+        train_stack(stack, images())
 
 
 def test_a_loaded_model_is_the_trained_one(uninterrupted: SweepFolder) -> None:

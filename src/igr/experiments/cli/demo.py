@@ -64,8 +64,8 @@ def demo(
     resume = is_unfinished_demo(path, config)
     if not resume and (path / DEMO_MARK).exists():
         SweepFolder(path).remove(DEMO_MARK, "index.html")
-    folder, rows = run_sweep(config, path, resume=resume, samples=samples, mark=DEMO_MARK)
-    groups = grouped(rows)
+    results = run_sweep(config, path, resume=resume, samples=samples, mark=DEMO_MARK)
+    groups = grouped(results)
     chosen = [
         max((g for g in groups if g.family == family), key=lambda g: g.held_out)
         for family in config.families
@@ -81,12 +81,12 @@ def demo(
     said = [verdict(*chosen), tolerance(groups)]
     for text in said:
         say(f"{text}\n")
-    picture = folder.path / "index.html"
-    with folder.writing():
+    picture = path / "index.html"
+    with SweepFolder(path).writing():
         page.write(picture, render(config, groups, chosen, said))
     say(f"Look at {picture}: this as a plot, and what both make of digits (needs no network).")
     say(
-        f"All records: {folder.path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all."
+        f"All records: {path} (results.csv opens in pandas); {time.perf_counter() - start:.0f} s in all."
     )
 
 
@@ -113,7 +113,9 @@ def verdict(first: Group, second: Group) -> str:
     if math.isnan(error):
         return text + f"{better.family} is ahead by {difference:.2f} nats, on one seed."
     if difference < 2 * error:
-        return text + f"{difference:.2f} nats apart, too close to tell on {len(first.rows)} seeds."
+        return (
+            text + f"{difference:.2f} nats apart, too close to tell on {len(first.results)} seeds."
+        )
     return (
         text + f"{better.family} is better by {difference:.2f} nats (standard error {error:.2f})."
     )
@@ -145,7 +147,7 @@ def tolerance(groups: Sequence[Group]) -> str:
 
 def standard_error(groups: Sequence[Group]) -> float:
     """Of a sum or difference of the means of these; NaN where there is one seed."""
-    return math.sqrt(sum(g.spread("bound") ** 2 / len(g.rows) for g in groups))
+    return math.sqrt(sum(g.spread("bound") ** 2 / len(g.results) for g in groups))
 
 
 def render(
@@ -157,7 +159,7 @@ def render(
     lowest = min(config.temperatures)
     rows = {}
     for group in (*chosen, *(g for g in groups if g.temperature == lowest and g not in chosen)):
-        run = group.rows[0].run
+        run = group.results[0].run
         model = cast("StackedVAE", load_model(run, dataset.test.shape[-1]))
         decoded = plots.reconstructions(model, shown, run.config.seed)[0]
         drawn = plots.samples(model, 36, run.config.seed)
@@ -167,7 +169,7 @@ def render(
         stacked = torch.cat(images).unflatten(-1, dataset.shape)
         return page.embedded(plots.pixels(stacked.unflatten(0, (-1, 12))))
 
-    scores = [(row.config, row.evaluation["bound"]) for group in groups for row in group.rows]
+    scores = [(each.config, each.scores[0]["bound"]) for group in groups for each in group.results]
     table = {
         temperature: {
             g.family: (nats(g.mean("bound"), g.spread("bound")), g in chosen)
@@ -176,7 +178,7 @@ def render(
         }
         for temperature in config.temperatures
     }
-    evaluation = groups[0].rows[0].evaluation
+    evaluation = groups[0].results[0].scores[0]
     return page.render(
         "demo.html.j2",
         config=config,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +11,12 @@ import typer
 
 from igr.experiments.cli import console
 from igr.experiments.cli.options import Samples, Threads, option
-from igr.experiments.cli.training import (
-    evaluate_runs,
-    grouped,
-    load_data,
-    results_table,
-    set_threads,
-)
+from igr.experiments.cli.training import grouped, load_data, results_table, set_threads
 from igr.experiments.files import expanded
-from igr.experiments.runs.records import open_runs
+from igr.experiments.runs import driver
+from igr.experiments.runs.jobs import Steps
+from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
+from igr.experiments.runs.sweep import Result, Score, Scoring, result
 from igr.experiments.training.config import check_count
 
 EXAMPLES = (
@@ -39,6 +38,37 @@ def evaluate(
     if limit is not None:
         check_count("limit", limit)
     runs = open_runs(expanded(folder))
-    dataset = load_data(runs[0].config.dataset)
-    rows = evaluate_runs(runs, dataset, samples, limit)
-    console.out.print(results_table(grouped(rows), f"Discrete VAEs on {runs[0].config.dataset}"))
+    dataset = runs[0].config.dataset
+    images = len(load_data(dataset).test)
+    scoring = Scoring(False, limit if limit is not None and limit < images else 0, samples)
+    results = evaluate_runs(runs, scoring)
+    console.out.print(results_table(grouped(results), f"Discrete VAEs on {dataset}"))
+
+
+def evaluate_runs(runs: Sequence[RunFolder], scoring: Scoring) -> list[Result]:
+    """Score trained runs, which lie in one folder."""
+    seconds = 1e-5 * scoring.count(runs[0].config) * scoring.samples
+    tasks = [Score(run.path.name, run.config, scoring, seconds) for run in runs]
+    driver.run([_Evaluation(tasks)], runs[0].path.parent, console.notes)
+    return [
+        result(SweepFolder(run.path.resolve().parents[1]), run.config, [scoring]) for run in runs
+    ]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """A `igr.experiments.runs.jobs.Job`."""
+
+    tasks: Sequence[Score]
+    name = title = "evaluation"
+    datasets = ()
+
+    @property
+    def units(self) -> float:
+        return sum(task.units for task in self.tasks)
+
+    def is_done(self, root: Path) -> bool:
+        return all(task.finished(root) for task in self.tasks)
+
+    def work(self, root: Path) -> Steps:
+        yield self.tasks

@@ -104,15 +104,15 @@ def _parse(name: str, text: str, hint: Any) -> Any:
 
 def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
     """One row for each combination, the mean over its seeds."""
-    results = [(sweep, result) for sweep in sweeps for result in sweep.results(root)]
-    settings = [dataclasses.asdict(result.config) for _, result in results]
+    results = [result for sweep in sweeps for result in sweep.results(root)]
+    settings = [dataclasses.asdict(result.config) for result in results]
     changing = [
         name for name in settings[0] if name != "seed" and len({row[name] for row in settings}) > 1
     ] or ["family", "temperature"]
-    groups: dict[tuple[Any, ...], list[tuple[Sweep, Result]]] = {}
-    for (sweep, result), row in zip(results, settings, strict=True):
-        groups.setdefault(tuple(row[name] for name in changing), []).append((sweep, result))
-    held_out = any(len(sweep.scorings) > 1 for sweep in sweeps)
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for result, row in zip(results, settings, strict=True):
+        groups.setdefault(tuple(row[name] for name in changing), []).append(result)
+    held_out = any(len(result.scores) > 1 for result in results)
     columns = [
         *(Column(name.replace("_", " ")) for name in changing),
         Column("bound"),
@@ -125,15 +125,10 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
     for key, members in groups.items():
         cells = [f"{value:g}" if isinstance(value, float) else str(value) for value in key]
         for measure in ("bound", "released_estimate", "elbo"):
-            scores = [result.scores[sweep.scorings[0].name][measure] for sweep, result in members]
-            cells.append(nats(*mean_and_spread(scores)))
+            cells.append(nats(*mean_and_spread([each.scores[0][measure] for each in members])))
         if held_out:
-            scores = [
-                result.scores[sweep.scorings[1].name]["bound"]
-                for sweep, result in members
-                if len(sweep.scorings) > 1
-            ]
+            scores = [each.scores[1]["bound"] for each in members if len(each.scores) > 1]
             cells.append(nats(*mean_and_spread(scores), missing="–"))
-        seconds, _ = mean_and_spread([result.seconds_per_epoch for _, result in members])
+        seconds, _ = mean_and_spread([each.seconds_per_epoch for each in members])
         rows.append([*cells, f"{seconds:.3g}"])
     return console.table(columns, rows)

@@ -119,13 +119,12 @@ def vae(
     )
     check_compiled(compiled, [config])
     compute = check_compute(Compute(device, compiled))
+    root = expanded(out_folder)
     try:
-        folder, rows = run_sweep(
-            config, expanded(out_folder), resume=resume, samples=samples, compute=compute
-        )
+        results = run_sweep(config, root, resume=resume, samples=samples, compute=compute)
     except Interrupted as stopped:
         fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)
-    groups = grouped(rows)
+    groups = grouped(results)
     console.out.print(results_table(groups, f"Discrete VAEs on {dataset}"))
     for group in groups:
         carried, most = group.mean("kl"), variables * math.log(categories)
@@ -135,5 +134,5 @@ def vae(
                 "nats, so it is not used; try a larger --lr, more --epochs or another --temperature",
             )
     say(
-        f"Records and pictures: {folder.path / 'runs'}; all results: {folder.path / 'results.csv'}",
+        f"Records and pictures: {root / 'runs'}; all results: {root / 'results.csv'}",
     )

@@ -213,9 +213,6 @@ class Cell:
     def _record(
         self, root: Path, sweeps: Sequence[Sweep], scored: Sequence[_Scored], chosen: _Scored
     ) -> dict[str, Any]:
-        final = sweeps[-1]
-        results = final.results(root)
-        name = final.scorings[0].name
         return {
             "format": FORMAT,
             "name": self.name,
@@ -227,11 +224,11 @@ class Cell:
                 {
                     "seed": result.config.seed,
                     "run": result.run.path.relative_to(root).as_posix(),
-                    **result.scores[name],
+                    **result.scores[0],
                     "seconds_per_epoch": result.seconds_per_epoch,
                     "side_by_side": result.side_by_side,
                 }
-                for result in results
+                for result in sweeps[-1].results(root)
             ],
             "versions": versions(),
         }
@@ -258,7 +255,7 @@ def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
     """Temperatures of a sweep with their mean bound on held-out images."""
     bounds: dict[float, list[float]] = {}
     for result in sweep.results(root):
-        bound = result.scores[sweep.scorings[0].name]["bound"]
+        bound = result.scores[0]["bound"]
         bound = bound if math.isfinite(bound) else -math.inf  # what diverged comes last
         bounds.setdefault(result.config.temperature, []).append(bound)
     return [(t, statistics.fmean(values)) for t, values in bounds.items()]

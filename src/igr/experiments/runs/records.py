@@ -11,10 +11,11 @@ r"""What a sweep leaves on disk, and how: nothing is ever half-written under its
                   versions.json         what it ran on
                   metrics.csv           one row for each epoch
                   weights.safetensors   once finished
-                  evaluation*.json      once evaluated
+                  test*.json            once scored on test images, on so many and with so many samples as its name says
+                  held-out*.json        likewise, on those that training has held out
                   *.png
     DIR/state/STACK.safetensors         while unfinished: all that training needs to go on, metrics included
-    DIR/state/STACK.lock                held by the process that trains the stack (`igr vae`)
+    DIR/locks/                          held by the process that trains it (`igr vae`)
 
 A stack's state is one file, so that all its runs are always at the same epoch; the metrics of the runs are written
 from it, and so may lag behind while training goes on. It says which runs it is of: another stack that holds some of
@@ -309,28 +310,10 @@ class SweepFolder:
             if unfinished.isdisjoint(names):
                 path.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def claim(self, runs: Sequence[RunConfig]) -> Iterator[Stack]:
-        """Take a stack of runs for this process alone.
-
-        Raises:
-            RecordError: if another process has it.
-        """
-        stack = Stack(self, runs)
-        try:
-            lock = acquire(stack.path.with_suffix(".lock"))
-        except Busy:
-            raise RecordError(
-                f"another process is training {stack.path.stem} in {self.path}"
-            ) from None
-        with lock:
-            stack.tidy()
-            yield stack
-
     def remove(self, *others: str) -> None:
         """Delete the sweep's records and the files named, and nothing else that may lie in the folder."""
         try:
-            for part in ("state", "runs"):
+            for part in ("state", "runs", "locks"):
                 if (self.path / part).exists():
                     shutil.rmtree(self.path / part)
             for name in ("results.csv", "curves.png", "bounds.png", "config.json", *others, _LOCK):

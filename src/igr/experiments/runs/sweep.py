@@ -6,6 +6,8 @@
                               needs the same runs finds them
     DIR/results.csv           one row for each run
     DIR/locks/                held by the processes at work
+
+A sweep that is `alone` is in DIR itself.
 """
 
 from __future__ import annotations
@@ -105,13 +107,10 @@ class Scoring:
     held_out: bool
     images: int
     samples: int
-    called: str = ""
 
     @property
     def name(self) -> str:
         """Name of the evaluation within the run's folder."""
-        if self.called:
-            return self.called
         images = f"-first-{self.images}" if self.images else ""
         return f"{'held-out' if self.held_out else 'test'}{images}-m{self.samples}"
 
@@ -120,11 +119,18 @@ class Scoring:
         images = split_images(config)[1] if self.held_out else _dataset(config.dataset).test
         return images[: self.images or len(images)]
 
-    def count(self, config: SweepConfig) -> int:
+    def count(self, config: SweepConfig | RunConfig) -> int:
         """How many images, without reading any."""
         if self.held_out:
             return config.held_out
         return self.images or data.source_of(config.dataset).num_test
+
+
+def usual_scorings(held_out: int, samples: int, test_images: int = 0) -> tuple[Scoring, ...]:
+    """On test images, and with fewer samples on those held out, if any are."""
+    check_count("samples", samples)
+    test = Scoring(False, test_images, samples)
+    return (test, Scoring(True, 0, min(100, samples))) if held_out else (test,)
 
 
 # Rough seconds on one core, for the time left; what is measured soon counts for more.
@@ -174,11 +180,16 @@ class Result:
 
     config: RunConfig
     run: RunFolder
-    scores: Mapping[str, Mapping[str, float]]
-    """By `Scoring.name`."""
+    scores: Sequence[Mapping[str, Any]]
+    """One for each of the sweep's scorings."""
     metrics: Sequence[Mapping[str, float]]
     side_by_side: int
     """How many runs trained in its stack."""
+
+    @property
+    def seconds(self) -> float:
+        """Its share of the training of all that went side by side."""
+        return self.metrics[-1]["seconds"] / self.side_by_side
 
     @property
     def seconds_per_epoch(self) -> float:
@@ -248,7 +259,7 @@ class Train:
         epochs = config.epochs
         per_epoch = self.units / (epochs - self.first)
         step = per_epoch / max(1, len(images) // config.batch_size)
-        what = f"{count} runs side by side, " if count > 1 else ""
+        what = f"{count} runs of {config.family} side by side" if count > 1 else config.family
         begun = False
 
         def epoch_done(epoch: int, metrics: Tensor) -> None:
@@ -256,14 +267,14 @@ class Train:
                 context.skip(per_epoch * max(0, epoch - self.first))
             elbo = metrics[metrics[:, 0].isfinite(), 0]
             best = f"training ELBO {elbo.max():.1f}" if len(elbo) else "diverged"
-            context.note(f"{what}epoch {epoch} of {epochs}, {best}")
+            context.note(f"{what}, epoch {epoch} of {epochs}, {best}")
 
         def advance() -> None:
             nonlocal begun
             begun = True
             context.advance(step)
 
-        context.note(f"{what}epoch 0 of {epochs}")
+        context.note(f"{what}, epoch 0 of {epochs}")
         train_stack(
             stack,
             images,
@@ -300,13 +311,8 @@ class Score:
         return memory(self.config, 1)
 
     def finished(self, root: Path) -> bool:
-        """Whether there is such an evaluation, of as many samples and images."""
-        there = RunFolder(root / self.folder).evaluation(self.scoring.name)
-        wanted = self.scoring.samples, self.scoring.images
-        return there is not None and wanted == (
-            there.get("samples"),
-            self.scoring.images and there.get("images"),
-        )
+        """Whether there is such an evaluation."""
+        return RunFolder(root / self.folder).evaluation(self.scoring.name) is not None
 
     def given(self, root: Path) -> bytes | None:
         """The weights."""
@@ -342,7 +348,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs of one family, trained side by side and scored.
+    """Runs, trained side by side as far as they can be, and scored.
 
     Attributes:
         config: of the runs.
@@ -351,6 +357,7 @@ class Sweep:
         before: the same runs, others perhaps among them, for fewer epochs, which these go on from where it has left
             their states. That changes nothing but the time: they are the runs that they would be from the start.
         leaves_states: for other sweeps to go on from.
+        alone: in a folder of its own.
     """
 
     config: SweepConfig
@@ -358,6 +365,7 @@ class Sweep:
     label: str = ""
     before: Sweep | None = None
     leaves_states: bool = False
+    alone: bool = False
 
     def check(self) -> None:
         """Raise ConfigError for what the data set cannot give."""
@@ -372,7 +380,7 @@ class Sweep:
     @property
     def title(self) -> str:
         c = self.config
-        return self.label or f"{c.dataset} {c.architecture} {c.families[0]}"
+        return self.label or f"{c.dataset} {c.architecture} {' '.join(c.families)}"
 
     @property
     def _first(self) -> int:
@@ -396,7 +404,7 @@ class Sweep:
     @property
     def place(self) -> str:
         """Its folder within the folder of everything."""
-        return f"sweeps/{self.name}"
+        return "." if self.alone else f"sweeps/{self.name}"
 
     def folder(self, root: Path) -> SweepFolder:
         """Where its records are."""
@@ -449,12 +457,14 @@ class Sweep:
         """What came out, once it is done."""
         folder = self.folder(root)
         folder.check(self.config)
-        results = []
-        for config in self.config.runs():
-            run = folder.run(config)
-            scores = {s.name: run.evaluation(s.name) or {} for s in self.scorings}
-            results.append(Result(config, run, scores, run.metrics(), folder.side_by_side(config)))
-        return results
+        return [result(folder, config, self.scorings) for config in self.config.runs()]
+
+
+def result(folder: SweepFolder, config: RunConfig, scorings: Sequence[Scoring]) -> Result:
+    """A run of the sweep in `folder`, with those of its scores."""
+    run = folder.run(config)
+    scores = [run.evaluation(s.name) or {} for s in scorings]
+    return Result(config, run, scores, run.metrics(), folder.side_by_side(config))
 
 
 def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 0) -> list[Sweep]:
@@ -466,7 +476,6 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
         samples: m of the bounds.
         test_images: how many to score; 0 stands for all.
     """
-    check_count("samples", samples)
     known = {field.name for field in dataclasses.fields(RunConfig)} | {"seeds"}
     for name, values in vary.items():
         if name not in known - {"seed"}:
@@ -486,12 +495,10 @@ def grid(vary: Mapping[str, Sequence[Any]], *, samples: int, test_images: int = 
             source = data.source_of(chosen.get("dataset", RunConfig.dataset))
             chosen.setdefault("lr", source.lr)
             config = SweepConfig(**chosen, **side_by_side, families=(family,))
-            scorings = [Scoring(False, test_images, samples)]
-            if config.held_out:
-                scorings.append(Scoring(True, 0, min(100, samples)))
+            scored = usual_scorings(config.held_out, samples, test_images)
             changing = " ".join(f"{k}={chosen[k]}" for k in others if len(vary[k]) > 1)
             label = f"{config.dataset} {family} {changing}".strip()
-            sweeps.append(Sweep(config, tuple(scorings), label))
+            sweeps.append(Sweep(config, scored, label))
             sweeps[-1].check()
     return sweeps
 
@@ -510,15 +517,15 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
                 found = [read_json(file, SCORES) for file in run.path.glob(pattern)]
                 best = max(found, key=lambda each: (each["images"], each["samples"]), default={})
                 scores |= {f"{part}_{key}": value for key, value in best.items()}
-            result = Result(config, run, {}, run.metrics(), folder.side_by_side(config))
+            timed = result(folder, config, ())
             rows.append(
                 {
                     "sweep": path.parent.name,
                     "run": run.path.relative_to(root).as_posix(),
                     **config.to_dict(),
                     **scores,
-                    "seconds_per_epoch": result.seconds_per_epoch,
-                    "side_by_side": result.side_by_side,
+                    "seconds_per_epoch": timed.seconds_per_epoch,
+                    "side_by_side": timed.side_by_side,
                 }
             )
     return rows
