@@ -258,7 +258,7 @@ def test_unreadable(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_data_set() -> None:
     fails(
-        "dataset: expected one of digits, mnist, fashion-mnist, omniglot, got 'imagenet'",
+        "dataset: expected one of digits, mnist, fashion-mnist, omniglot, omniglot-grey, got 'imagenet'",
         lambda: load("imagenet"),
     )
     assert fails("got 'MNST'", lambda: load("MNST")).endswith("did you mean 'mnist'?")
@@ -504,6 +504,39 @@ def test_shrinking_cannot_tie_and_never_rounds() -> None:
     assert np.array_equal(omniglot._shrink(1 - ink, (28, 28)), 1 - expected)
 
 
+def interpolated(paper: np.ndarray) -> np.ndarray:
+    """The 28x28 grey levels of a binary image: from the four pixels around the middle of each new one."""
+    middle = (np.arange(28) + 0.5) * 105 / 28 - 0.5
+    before = np.floor(middle).astype(int)
+    after = middle - before
+    weights = np.zeros((28, 105))
+    weights[np.arange(28), before] += 1 - after
+    weights[np.arange(28), before + 1] += after
+    return np.round(255 * (weights @ paper @ weights.T)).reshape(-1)
+
+
+def test_released_omniglot_is_binarized_then_resized(small: MadeOmniglot) -> None:
+    """Erratum E13."""
+    noise = (np.random.default_rng(4).random((40, 105, 105)) < 0.5).astype(np.uint8)
+    expected = np.stack([interpolated(image) for image in noise])
+    assert np.array_equal(omniglot._interpolate(noise, (28, 28)), expected)
+    levels = np.stack([interpolated(1 - ink.astype(float)) for ink in small.ink]).astype(np.uint8)
+    small.source = replace(
+        small.source,
+        binary=False,
+        prepared={
+            split: hashlib.sha256(images.tobytes()).hexdigest()
+            for split, images in (("train", levels[:4]), ("test", levels[4:]))
+        },
+    )
+    dataset = small.load()
+    assert not dataset.binary
+    for images, expected in ((dataset.train, levels[:4]), (dataset.test, levels[4:])):
+        assert torch.equal(images, torch.from_numpy(expected.astype(np.float32)) / 255)
+    small.source = replace(small.source, prepared={"train": "0" * 64, "test": "0" * 64})
+    fails("was altered", small.load)
+
+
 def test_order_is_that_of_the_names(small: MadeOmniglot) -> None:
     small.write(order=-1)
     assert torch.equal(small.load().train, torch.from_numpy(small.train))
@@ -588,10 +621,14 @@ REAL = {
     "mnist": (60_000, 10_000, 0.13226, 0.13423),
     "fashion-mnist": (60_000, 10_000, 0.28604, 0.28685),
     "omniglot": (24_345, 8_115, 0.07913, 0.08374),
+    "omniglot-grey": (24_345, 8_115, 0.92060, 0.91599),
 }
+LEVELS = {"mnist": 2, "fashion-mnist": 256, "omniglot": 2, "omniglot-grey": 30}
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [*list(REAL)[:3], pytest.param("omniglot-grey", marks=pytest.mark.slow)]
+)
 def test_real_data(name: str, data_dir: Path, tmp_path: Path) -> None:
     num_train, num_test, train_mean, test_mean = REAL[name]
     known = data.source_of(name)
@@ -601,10 +638,11 @@ def test_real_data(name: str, data_dir: Path, tmp_path: Path) -> None:
     assert dataset.train.double().mean().item() == pytest.approx(train_mean, abs=1e-5)
     assert dataset.test.double().mean().item() == pytest.approx(test_mean, abs=1e-5)
     levels = dataset.test.unique()
-    assert levels.tolist() == [0, 1] if dataset.binary else len(levels) == 256
+    assert (levels.min(), levels.max(), len(levels)) == (0, 1, LEVELS[name])
+    assert dataset.binary == (len(levels) == 2)
     held_out = dataset.split()[1]
-    assert len(held_out) == (5_000 if name == "omniglot" else 10_000)
-    if name != "omniglot":
+    assert len(held_out) == (5_000 if name.startswith("omniglot") else 10_000)
+    if not name.startswith("omniglot"):
         assert dataset.train_labels.shape == (num_train,)
         assert dataset.test_labels.bincount(minlength=10).sum() == num_test
 

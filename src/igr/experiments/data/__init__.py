@@ -20,7 +20,7 @@ from torch import Tensor
 
 from igr.experiments.data.digits import Digits
 from igr.experiments.data.idx import FASHION_MNIST, MNIST, Idx
-from igr.experiments.data.omniglot import OMNIGLOT, Omniglot
+from igr.experiments.data.omniglot import OMNIGLOT, OMNIGLOT_GREY, Omniglot
 from igr.experiments.data.source import Archive, Bytes, Files, Source
 from igr.experiments.errors import DataError, check_choice
 
@@ -37,7 +37,13 @@ __all__ = [
 ]
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
-    {"digits": Digits(), "mnist": MNIST, "fashion-mnist": FASHION_MNIST, "omniglot": OMNIGLOT}
+    {
+        "digits": Digits(),
+        "mnist": MNIST,
+        "fashion-mnist": FASHION_MNIST,
+        "omniglot": OMNIGLOT,
+        "omniglot-grey": OMNIGLOT_GREY,
+    }
 )
 """Every data set by name."""
 
@@ -135,7 +141,7 @@ def load(
     notify: Callable[[str], None] = lambda message: None,
     sources: Mapping[str, Source] = SOURCES,
 ) -> Dataset:
-    """A data set by name: ``digits``, ``mnist``, ``fashion-mnist`` or ``omniglot``.
+    """A data set by name: ``digits``, ``mnist``, ``fashion-mnist``, ``omniglot``, or ``omniglot-grey`` as released.
 
     Args:
         name: which one.
@@ -160,7 +166,8 @@ def load(
         from platformdirs import user_cache_path
 
         cache = user_cache_path("igr", appauthor=False)
-    where = Path(parent) / name if parent else None
-    files = Files(name, where, Path(cache) / name, download, notify, named_by)
+    place = source.folder or name
+    where = Path(parent) / place if parent else None
+    files = Files(name, where, Path(cache) / place, download, notify, named_by)
     train = _to_float(source, source.images("train", files))
     return Dataset(name, source.shape, source.binary, source.citation, train, source, files)

@@ -9,7 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 from igr.experiments.errors import DataError, RecordError
@@ -41,19 +42,20 @@ class Omniglot(Source):
     covers 3.75 x 3.75 of the original's and is 1 where more than half of it is ink, which is decided in
     whole numbers, so that every machine gets the same images.
 
-    Differs from the paper: its released code binarizes first and resizes then, so that its images are not
-    binary (erratum E13).
+    Differs from the paper: its released code binarizes first and resizes then, by bilinear interpolation, so that its
+    images are not binary, and paper is 1 (erratum E13). So are these where `binary` is false.
     """
 
     background: Archive
     evaluation: Archive
     prepared: Mapping[Split, str]
-    """sha256 of each split as prepared and packed, eight pixels to a byte: stands for the archives' content."""
+    """sha256 of each split as prepared and, where binary, packed eight pixels to a byte: stands for the archives'."""
     num_background: int = 19_280
     num_evaluation: int = 13_180
     num_borrowed: int = 5_065
+    binary: bool = True
+    folder: str = ""
     shape = (28, 28)
-    binary = True
     held_out = 5_000
     citation = (
         "B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum. Human-level concept learning through"
@@ -71,24 +73,30 @@ class Omniglot(Source):
         return self.num_evaluation - self.num_borrowed
 
     def images(self, split: Split, files: Files) -> Bytes:
-        """Images as 0 and 1, prepared once and then kept in the cache."""
+        """Images, prepared once and then kept in the cache."""
         parts = self._parts(split)
         paths = [files.find(part.archive) for part in parts]
         contents = [files.read(path) for path in paths]
         key = hashlib.sha256(b"".join(hashlib.sha256(c).digest() for c in contents)).hexdigest()
-        kept = files.cache / f"{split}-28x28-v{self.version}-{key[:16]}.npy"
+        grey = "" if self.binary else "-grey"
+        kept = files.cache / f"{split}-28x28{grey}-v{self.version}-{key[:16]}.npy"
         packed = self._kept(kept, split)
         if packed is None:
             files.notify(f"preparing the {split} images of {files.dataset} (once)")
             inks = map(partial(self._ink, files), paths, contents, parts)
-            packed = np.concatenate([np.packbits(_shrink(ink, self.shape), axis=1) for ink in inks])
+            packed = np.concatenate([self._packed(ink) for ink in inks])
             if hashlib.sha256(packed.tobytes()).hexdigest() != self.prepared[split]:
                 raise DataError(
                     f"{files.dataset}: {' or '.join(map(str, paths))} was altered (the {split} images are not"
                     " the published ones): replace it, or delete it, and it is downloaded"
                 )
             _keep(kept, packed)
-        return np.unpackbits(packed, axis=1)
+        return np.unpackbits(packed, axis=1) if self.binary else packed
+
+    def _packed(self, ink: Bytes) -> Bytes:
+        if self.binary:
+            return np.packbits(_shrink(ink, self.shape), axis=1)
+        return _interpolate(1 - ink, self.shape)
 
     def labels(self, split: Split, files: Files) -> None:
         """None: the characters of the test set are not those of the training set."""
@@ -158,6 +166,19 @@ def _shrink(ink: Bytes, shape: tuple[int, int]) -> Bytes:
     return result
 
 
+def _interpolate(images: Bytes, shape: tuple[int, int]) -> Bytes:
+    """Binary images ``(n, H, W)`` as grey levels ``(n, h * w)``, by bilinear interpolation.
+
+    From 105 to 28 pixels the weights are multiples of 1/64, so that every machine gets the same images.
+    """
+    result = np.empty((len(images), shape[0] * shape[1]), np.uint8)
+    for first in range(0, len(images), 1000):
+        some = torch.from_numpy(images[first : first + 1000]).float().unsqueeze(1)
+        grey = F.interpolate(some, shape, mode="bilinear")
+        result[first : first + 1000] = (255 * grey).round().flatten(1).numpy()
+    return result
+
+
 def _overlaps(old: int, new: int) -> npt.NDArray[np.float32]:
     """How much of each of `new` equal pixels lies in each of `old`, in units of ``1 / lcm`` of the whole."""
     whole = math.lcm(old, new)
@@ -197,6 +218,17 @@ OMNIGLOT = Omniglot(
         {
             "train": "cd3c295bc7bd1d955b14a5aa32ae5e0701f320f43cf7d838ccd36413e0cbb690",
             "test": "4dbffcf2ba6d8940dda6313ac5510a6feba9ce7690b8c5d10c6abaa5dcce6bd6",
+        }
+    ),
+)
+OMNIGLOT_GREY = replace(
+    OMNIGLOT,
+    binary=False,
+    folder="omniglot",
+    prepared=MappingProxyType(
+        {
+            "train": "c6b8d8d0c4f456e735c7b873d780b8a09245dd03d54c9bc4f3cdc24b8be05ce0",
+            "test": "f7c57f4573484b9ef4c8e896d24fae1e2a6884ba7b4bdfedc12924c96db0227d",
         }
     ),
 )

@@ -130,6 +130,8 @@ class Source(ABC):
     citation: str
     lr = 3e-4
     """Adam's learning rate where none is given."""
+    folder = ""
+    """Of its files, where that is not named as the data set."""
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ class Likelihood(ABC):
     """What the decoder's outputs mean: p(x | z)."""
 
     outputs_per_pixel: int
-    needs_binary = False
+    needs_binary: bool = False
     """Whether pixels must be 0 or 1."""
 
     @abstractmethod
@@ -36,11 +36,17 @@ class Likelihood(ABC):
         """The expected image ``(..., D)``, for pictures."""
 
 
+@dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Independent binary pixels, from logits."""
+    """Independent binary pixels, from logits.
 
+    Args:
+        needs_binary: whether grey levels are refused. If not, each counts as the expectation over a pixel that is 1
+            with that probability, as in the paper's released code on Omniglot (erratum E13).
+    """
+
+    needs_binary: bool = True
     outputs_per_pixel = 1
-    needs_binary = True
 
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         # Beyond the threshold softplus is the identity: at torch's own, 20, that is seen in float64.
@@ -96,6 +102,7 @@ class Gaussian(Likelihood):
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": Bernoulli(),
+    "bernoulli-grey": Bernoulli(needs_binary=False),
     "gaussian": Gaussian(),
     "gaussian-paper": Gaussian(floor=1e-6, elu=True),
 }
