@@ -379,9 +379,9 @@ BAD = [
     (lambda: igr.StickBreakingIGR(L, S * torch.nan, 1.0), "scale: expected positive finite values"),
     (lambda: igr.SoftmaxIGR(L, S[:4], 1.0), r"that broadcast, got loc \(5, 2\), scale \(4, 2\)"),
     # temperature and delta
-    (lambda: igr.SoftmaxIGR(L, S, 0.0), "temperature: expected a positive finite number, got 0.0"),
+    (lambda: igr.SoftmaxIGR(L, S, 0.0), "temperature: expected a positive finite number above 1e-16, got 0.0"),
     (lambda: igr.SharpStickBreakingIGR(L, S, "cold"), "temperature: expected a positive number .* got str"),
-    (lambda: igr.SoftmaxIGR(L, S, AFTER), r"temperature: expected positive finite values, .* \[-0.1"),
+    (lambda: igr.SoftmaxIGR(L, S, AFTER), r"temperature: expected positive finite values above 1e-16, .* \[-0.1"),
     (lambda: igr.SoftmaxIGR(L, S, S[:4, 0]), r"temperature .*the batch shape \(5,\), got \(4,\)"),
     (lambda: igr.StickBreakingIGR(L, S, 1.0, delta=-1.0), "delta: expected a positive finite number, got -1.0"),
     # allowed
@@ -395,7 +395,7 @@ BAD = [
     (lambda: igr.GumbelSoftmax(1.0, logits=L[:, :1]), r"logits: expected shape .* with K >= 2, got \(5, 1\)"),
     (lambda: igr.GumbelSoftmax(1.0, logits=L * torch.nan), "logits: expected numbers below infinity"),
     (lambda: igr.GumbelSoftmax(1.0, probs=-S), "probs: expected non-negative finite values"),
-    (lambda: igr.GumbelSoftmax(-1.0, logits=L), "temperature: expected a positive finite number, got -1.0"),
+    (lambda: igr.GumbelSoftmax(-1.0, logits=L), "temperature: expected a positive finite number above 1e-16, got -1.0"),
     (lambda: igr.GumbelSoftmax(1.0, logits=L - torch.inf), "logits: expected at least one possible category"),
     (lambda: igr.GumbelSoftmax(1.0, probs=0 * S), "probs: expected at least one possible category"),
     (lambda: igr.GumbelSoftmax(S[:4, 0], logits=L), r"temperature: .*the batch shape \(5,\), got \(4,\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import igr
 from igr import functional as fn
@@ -274,6 +276,258 @@ LOGARITHMIC: dict[str, Call] = {
     **{name: f for name, f in TEMPERED.items() if "log" in name},
 }
 HALF = DTYPES[:2]
+DELTAS: dict[str, Call] = {
+    "softmax_plus_plus": lambda x, d: fn.softmax_plus_plus(x, 0.5, d),
+    "log_softmax_plus_plus": lambda x, d: fn.log_softmax_plus_plus(x, 0.5, d),
+    "log_softmax_plus_plus_inverse": lambda x, d: fn.log_softmax_plus_plus_inverse(x, 0.5, d),
+    "stick_breaking_softmax_plus_plus": lambda x, d: fn.stick_breaking_softmax_plus_plus(x, 0.5, d),
+    **{
+        f"{name}_igr_softmax": lambda x, d, f=f: f(x, torch.ones_like(x), delta=d)
+        for name, f in GAUSSIAN.items()
+        if name != "sharp"
+    },
+}
+# What must be positive: a function of x ``(4, 3)`` and of it, and its name.
+POSITIVE: dict[str, tuple[Call, str]] = {
+    **{f"{name}, temperature": (f, "temperature") for name, f in TEMPERED.items()},
+    **{f"{name}, delta": (f, "delta") for name, f in DELTAS.items()},
+    **{f"{name}, tau": (f, "tau") for name, f in SAMPLERS.items()},
+    "gaussian_kl, scale0": (lambda x, s: fn.gaussian_kl(x, torch.ones_like(x), 0.0, s), "scale0"),
+    "gaussian_log_prob, scale": (lambda x, s: fn.gaussian_log_prob(x, 0.0, s), "scale"),
+}
+positive = pytest.mark.parametrize("name", POSITIVE)
+
+
+def test_each_temperature_delta_and_scale_is_named() -> None:
+    """Or a function that is added would go unchecked."""
+    for name in fn.__all__:
+        for parameter in inspect.signature(getattr(fn, name)).parameters:
+            if parameter in ("temperature", "delta", "tau", "scale0") and not name.endswith(
+                "igr_softmax"
+            ):
+                assert (
+                    f"{name.removesuffix('_softmax') if parameter == 'tau' else name}, {parameter}"
+                    in POSITIVE
+                )
+
+
+@positive
+@pytest.mark.parametrize(
+    "bad", [0, 0.0, -1, -0.5, math.nan, math.inf, "0.5", None, np.float32(-1.0)]
+)
+def test_numbers_that_are_not_positive(name: str, bad: Any) -> None:
+    call, argument = POSITIVE[name]
+    with pytest.raises(ValueError, match=rf"^{argument}: expected a positive (finite )?number"):
+        call(torch.zeros(4, 3), bad)
+
+
+@positive
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("shape", [(), (1,), (4, 1)])
+def test_tensors_that_are_not_positive(name: str, shape: tuple[int, ...], bad: float) -> None:
+    """One entry among others, under a gradient too."""
+    call, argument = POSITIVE[name]
+    value = torch.ones(shape)
+    value.view(-1)[-1] = bad
+    if not ("scale" in argument or argument == "tau" or "igr_softmax" in name):
+        value = value.squeeze(-1)
+    for given in (value, value.double().requires_grad_()):
+        with pytest.raises(
+            ValueError, match=rf"^{argument}: expected positive .* 1 invalid element"
+        ):
+            call(torch.zeros(4, 3), given)
+    with pytest.raises(ValueError, match=rf"^{argument}: expected positive"):
+        torch.func.grad(lambda v: call(torch.zeros(4, 3), v).sum())(value)
+
+
+@positive
+def test_shapes_that_do_not_fit(name: str) -> None:
+    call, argument = POSITIVE[name]
+    for shape in ((5,), (2, 4, 2), (4, 5)):
+        with pytest.raises(
+            ValueError, match=rf"^{argument}: expected .*broadcasts against .*got \({shape[0]},"
+        ):
+            call(torch.zeros(4, 3), torch.ones(shape))
+
+
+@positive
+def test_values_that_fit_are_left_alone(name: str) -> None:
+    """Whole numbers, NumPy's, those of an empty batch, and a batch that broadcasts."""
+    call, argument = POSITIVE[name]
+    torch.manual_seed(0)
+    expected = call(torch.zeros(4, 3), 1.0)
+    batch = torch.ones(4, 1) if "scale" in argument else torch.ones(4)
+    for one in (
+        1,
+        np.float64(1.0),
+        torch.tensor(1.0),
+        torch.ones((), dtype=torch.int64),
+        torch.ones(1),
+        batch,
+    ):
+        torch.manual_seed(0)
+        torch.testing.assert_close(call(torch.zeros(4, 3), one), expected)
+    for empty in (1.0, torch.tensor(1.0), batch[:0]):
+        assert call(torch.zeros(0, 3), empty).shape == (0, *expected.shape[1:])
+
+
+@positive
+def test_checks_can_be_left_out(name: str) -> None:
+    """By torch's default, and by the argument, where values are known to be right."""
+    call, argument = POSITIVE[name]
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        call(torch.zeros(4, 3), torch.tensor(-1.0))
+        with pytest.raises(ValueError, match=rf"^{argument}: expected a positive"):
+            call(torch.zeros(4, 3), -1.0)
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+
+@positive
+@pytest.mark.parametrize("driver", ["compile", "vmap", "grad", "make_fx", "export"])
+def test_checks_under_drivers(name: str, driver: str) -> None:
+    """They look at no values there, and cost no graph break."""
+    call, argument = POSITIVE[name]
+    noise_free = "softmax_plus_plus" in name or "log_" in name or name.startswith(("sharp_", "exp"))
+    x, t = torch.randn(4, 3), 0.3 + 0.6 * torch.rand(4)
+    t = t.unsqueeze(-1) if "scale" in argument else t
+    torch.manual_seed(0)
+    expected = call(x, t)
+    torch.manual_seed(0)
+    if driver == "compile":
+        torch.compiler.reset()
+        found = torch.compile(call, fullgraph=True, backend="eager")(x, t)
+    elif driver == "vmap":
+        found = torch.func.vmap(call, randomness="different")(x, t)
+    elif driver == "grad":
+        found = torch.func.vjp(call, x, t)[0]
+    elif driver == "make_fx":
+        found = make_fx(lambda x, t: call(x, t))(x, t)(x, t)
+    else:
+
+        class Module(torch.nn.Module):
+            def forward(self, x: Tensor, t: Tensor) -> Tensor:
+                return call(x, t)
+
+        found = torch.export.export(Module(), (x, t)).module()(x, t)
+    assert found.shape == expected.shape
+    if noise_free:
+        torch.testing.assert_close(found, expected)
+
+
+TINY = {
+    **{f"{name}, temperature": f for name, f in TEMPERED.items()},
+    **{f"{name}, tau": f for name, f in SAMPLERS.items()},
+    "SoftmaxPlusPlus": lambda x, t: igr.SoftmaxPlusPlus(t)(x),
+    "Sharpen": lambda x, t: igr.Sharpen(t)(torch.full_like(x, 0.2)),
+    "VertexInterpolation": lambda x, t: igr.VertexInterpolation(t)(torch.full_like(x, 0.2)),
+    "GumbelSoftmax": lambda x, t: igr.GumbelSoftmax(t, logits=x).rsample(),
+    "CountableIGR": lambda x, t: torch.as_tensor(
+        igr.CountableIGR((x, torch.ones_like(x)), t).temperature
+    ),
+    "Head": lambda x, t: igr.nn.SoftmaxIGRHead(3, num_categories=2, temperature=t)(x).rsample(),
+    "LinearTemperature": lambda x, t: igr.nn.LinearTemperature(1.0, t, 3)(),
+    "ExponentialTemperature": lambda x, t: igr.nn.ExponentialTemperature(t, 1.0, 3)(),
+    "LearnedTemperature": lambda x, t: igr.nn.LearnedTemperature(t)(),
+    "Rebar": lambda x, t: igr.estimators.Rebar(temperature=t).log_temperature.exp(),
+    "ReinMax": lambda x, t: igr.estimators.ReinMax(temperature=t),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("tensor", [False, True])
+def test_temperatures_at_which_float32_overflows(name: str, tensor: bool) -> None:
+    """1e-16 serves, for samples and their gradients; scores divided by 1e-38, or by the square of 1e-19, overflow."""
+    x = (3 * torch.randn(4, 3)).requires_grad_()
+    for bad in (1e-17, 1e-30, 1e-39, 5e-324):
+        if not tensor or bad > 1e-38:
+            with pytest.raises(ValueError, match=r"^\w+: expected .* above 1e-16, got"):
+                TINY[name](x, torch.tensor(bad) if tensor else bad)
+    if name == "ReinMax":
+        return
+    t = torch.tensor(1.1e-16, requires_grad=True) if tensor else 1.1e-16
+    found = TINY[name](x, t)
+    assert found.isfinite().all()
+    if tensor and found.requires_grad:
+        found.sum().backward()
+        assert all(v.grad is None or v.grad.isfinite().all() for v in (x, t))
+
+
+def test_planar_flows_that_do_not_fit() -> None:
+    y, u, b = torch.zeros(4, 3), torch.ones(3), torch.tensor(0.1)
+    for call in (fn.planar, fn.planar_inverse):
+        for name in ("u", "w"):
+            arguments = {"u": u, "w": u, "b": b}
+            for bad, came in (
+                (torch.ones(2), r"\(2,\)"), (torch.ones(1), r"\(1,\)"), (torch.ones(4, 1), r"\(4, 1\)"),
+                (torch.tensor(1.0), r"\(\)"), (1.0, "float"), (None, "NoneType"),
+            ):  # fmt: skip
+                with pytest.raises(
+                    ValueError,
+                    match=rf"^{name}: expected a tensor with 3 entries along .*got {came}",
+                ):
+                    call(y, **{**arguments, name: bad})
+            with pytest.raises(
+                ValueError, match=rf"^{name}: expected a shape that broadcasts .*got \(5, 3\)"
+            ):
+                call(y, **{**arguments, name: torch.ones(5, 3)})
+            with pytest.raises(
+                ValueError, match=rf"^{name}: expected a tensor with 3 entries along dimension -2"
+            ):
+                call(
+                    y.mT,
+                    **{**dict.fromkeys("uw", u.unsqueeze(1)), "b": b, name: torch.ones(4, 1)},
+                    dim=0,
+                )
+        with pytest.raises(ValueError, match=r"^w: .* that of u, \(2, 1, 3\), got \(5, 1, 3\)"):
+            call(y, torch.ones(2, 1, 3), torch.ones(5, 1, 3), b)
+        with pytest.raises(ValueError, match=r"^b: .*without dimension -1, \(4,\), got \(3,\)"):
+            call(y, u, u, u)
+        found, other = (call(y, u, u, value) for value in (b, 0.1))
+        torch.testing.assert_close(found, other)
+    with pytest.raises(ValueError, match=r"^near: .* that of x, \(4, 3\), got \(4,\)"):
+        fn.planar_inverse(y, u, u, b, near=torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: fn.gaussian_log_prob(Z, torch.ones(4)), r"loc: .*that of y, \(2, 3\), got \(4,\)"),
+        (lambda: fn.exp_concrete_log_prob(LOGITS, torch.ones(3), 0.5), r"logits: .*log_z, \(2, 4\), got \(3,\)"),
+        (lambda: fn.straight_through(torch.ones(2, 4), Z), r"hard: .*relaxed, \(2, 3\), got \(2, 4\)"),
+        (lambda: fn.gumbel_noise(torch.tensor([1])), "like: expected floating-point values, got torch.int64"),
+        (lambda: fn.gumbel_noise([0.0]), "like: expected a tensor, got list"),
+        (lambda: fn.igr_softmax(Z, O, noise=1.0), r"noise: expected the shape of loc, \(2, 3\), got float"),
+        (lambda: fn.gumbel_softmax(Z, noise=[0.0]), r"noise: expected the shape of logits, \(2, 3\), got list"),
+        (lambda: fn.log_vertex_interpolation(Z, 1.5), r"temperature: expected values in \(0, 1\], got 1.5"),
+        (lambda: fn.log_vertex_interpolation_inverse(Z, torch.tensor(1.5)), r"temperature: expected values in \(0"),
+        *[
+            (lambda f=f: f(torch.zeros(2, 0)), r"log_[wz]: expected at least one category, got shape \(2, 0\)")
+            for f in (
+                fn.log_softmax_plus_plus_inverse, fn.log_stick_breaking_inverse,
+                lambda x: fn.log_sharpen(x, 0.5), lambda x: fn.log_sharpen_inverse(x, 0.5),
+                lambda x: fn.log_vertex_interpolation(x, 0.5), lambda x: fn.log_vertex_interpolation_inverse(x, 0.5),
+                lambda x: fn.exp_concrete_log_prob(x, 0.0, 0.5),
+            )
+        ],
+    ],
+)  # fmt: skip
+def test_other_arguments_that_do_not_fit(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+def test_a_scale_is_looked_at_where_a_density_is_no_number() -> None:
+    y = torch.zeros(4, 3)
+    assert fn.gaussian_log_prob(y + math.nan).isnan().all()
+    for bad in (0.0, -1.0, math.nan):
+        scale = torch.ones(4, 3)
+        scale[1, 2] = bad
+        with pytest.raises(ValueError, match=r"^scale: expected positive values, .* 1 invalid"):
+            fn.gaussian_log_prob(y, 0.0, scale)
+        rows = fn.gaussian_log_prob(y, 0.0, scale, validate_args=False).isnan()
+        assert rows.tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize("dtype", HALF)

@@ -126,7 +126,7 @@ BAD_HEADS = [
     ({"num_variables": -1}, "num_variables: expected a whole number of at least 1, got -1"),
     ({"num_categories": 1}, "num_categories: expected a whole number of at least 2, got 1"),
     ({"gain": 0.0}, "gain: expected a positive finite number, got 0.0"),
-    ({"temperature": 0.0}, "temperature: expected a positive finite number, got 0.0"),
+    ({"temperature": 0.0}, "temperature: expected a positive finite number above 1e-16, got 0.0"),
 ]
 
 

@@ -212,8 +212,8 @@ def test_not_equal(a: Transform, b: Transform) -> None:
 
 ANY = torch.zeros(2)
 BAD = [
-    (lambda: igr.SoftmaxPlusPlus(0.0), "temperature: expected a positive finite number, got 0.0"),
-    (lambda: igr.SoftmaxPlusPlus(-1.0), "temperature: expected a positive finite number, got -1.0"),
+    (lambda: igr.SoftmaxPlusPlus(0.0), "temperature: expected a positive finite number above 1e-16, got 0.0"),
+    (lambda: igr.SoftmaxPlusPlus(-1.0), "temperature: expected a positive finite number above 1e-16, got -1.0"),
     (lambda: igr.SoftmaxPlusPlus(None), "temperature: expected a positive number or a tensor, got NoneType"),
     (lambda: igr.SoftmaxPlusPlus(torch.tensor([0.5, 0.0])), r"temperature: .* with 1 invalid element.* \[0.0\]"),
     (lambda: igr.SoftmaxPlusPlus(1.0, delta=0.0), "delta: expected a positive finite number, got 0.0"),

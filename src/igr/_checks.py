@@ -16,10 +16,12 @@ __all__ = [
     "broadcast",
     "categories",
     "count",
+    "floating",
     "gaussians",
     "is_eager",
     "positive",
     "satisfies",
+    "temperature",
     "unexpected",
     "values_can_be_read",
 ]
@@ -88,7 +90,7 @@ def between(name: str, value: Tensor, low: float, high: float, expected: str) ->
     if not values_can_be_read(value) or value.numel() == 0:
         return
     # One pass and no mask, unless there is an error; and Python's numbers, which compare faster than tensors.
-    least, greatest = torch.aminmax(value.detach())
+    least, greatest = torch.aminmax(value.detach()) if value.dim() else (value, value)
     if not (low < least.item() and greatest.item() < high):
         satisfies(name, value, (value > low) & (value < high), expected)
 
@@ -113,8 +115,8 @@ def unexpected(name: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
 
 
-def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
-    """`value`, or ValueError unless it is positive and finite.
+def positive(name: str, value: Any, validate_args: bool | None = None, above: float = 0.0) -> Any:
+    """`value`, or ValueError unless it is positive, finite and above what is given.
 
     NumPy's numbers come out as Python's, and tensors of one element without dimensions: as in torch, they add none to
     a batch.
@@ -126,7 +128,7 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
                 "where that is an argument"
             )
         if enabled(validate_args):
-            between(name, value, 0.0, torch.inf, "positive finite values")
+            between(name, value, above, torch.inf, "positive finite values" + _above(above))
         return value.reshape(()) if value.dim() and value.numel() == 1 else value
     if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
         if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
@@ -134,9 +136,22 @@ def positive(name: str, value: Any, validate_args: bool | None = None) -> Any:
                 f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
             )
         value = float(value)
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive finite number, got {value}")
+    if not above < value < float("inf"):
+        raise ValueError(f"{name}: expected a positive finite number{_above(above)}, got {value}")
     return value
+
+
+def _above(least: float) -> str:
+    return f" above {least:g}" if least else ""
+
+
+def temperature(name: str, value: Any, validate_args: bool | None = None) -> Any:
+    """`positive`, and above 1e-16.
+
+    A sample's derivative divides by the square of it, which overflows in float32 from 1e-19 on, as scores divided by it
+    do from 1e-38 on: NaN. At 1e-16 samples are vertices in any dtype, but for scores that are all but equal.
+    """
+    return positive(name, value, validate_args, 1e-16)
 
 
 def at_most_one(
@@ -202,8 +217,8 @@ def gaussians(
     return loc.to(dtype), scale.to(dtype), allowed
 
 
-def categories(name: str, value: Any, dim: Any = -1, shape: str = "(*batch, K-1)") -> int:
-    """`dim` counted from the end, or ValueError unless it is a dimension of a floating-point tensor."""
+def floating(name: str, value: Any) -> None:
+    """Raise ValueError unless it is a floating-point tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name}: expected a tensor, got {type(value).__name__}; "
@@ -211,17 +226,30 @@ def categories(name: str, value: Any, dim: Any = -1, shape: str = "(*batch, K-1)
         )
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
+
+
+def categories(name: str, value: Any, dim: Any = -1, least: int = 0) -> int:
+    """`dim` counted from the end, or ValueError unless it is a dimension of a floating-point tensor.
+
+    K entries are along it where there is at least one, or else K-1.
+    """
+    floating(name, value)
     if value.dim() == 0:
+        shape = "(*batch, K)" if least else "(*batch, K-1)"
         raise ValueError(f"{name}: expected shape {shape}, got a scalar")
     if not isinstance(dim, int) or not -value.dim() <= dim < value.dim():
         raise ValueError(
             f"dim: expected a dimension of {name}, whose shape is {tuple(value.shape)}, got {dim}"
         )
+    if value.shape[dim] < least:
+        raise ValueError(f"{name}: expected at least one category, got shape {tuple(value.shape)}")
     return dim if dim < 0 else dim - value.dim()
 
 
 def broadcasts(shape: torch.Size, other: torch.Size) -> bool:
     """Whether two shapes broadcast."""
+    if shape == other:
+        return True
     pairs = zip(reversed(shape), reversed(other), strict=False)
     return all(a == b or 1 in (a, b) for a, b in pairs)
 

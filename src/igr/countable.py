@@ -328,7 +328,7 @@ class CountableIGR(Relaxation):
                 _checks.between("scale", scale, 0.0, torch.inf, "positive finite values")
             parameters, batch = (loc, scale), loc.shape[:-1]
             self._precision = _check_precision(0.99 if precision is None else precision)
-        temperature = _checks.positive("temperature", temperature, validate_args)
+        temperature = _checks.temperature("temperature", temperature, validate_args)
         if isinstance(temperature, Tensor):
             batch = _checks.broadcast_batch("temperature", batch, temperature.shape)
         self.parameters = parameters

@@ -1184,7 +1184,7 @@ class GumbelSoftmax(Relaxation):
             )
         if (logits is None) == (probs is None):
             raise ValueError("expected exactly one of logits and probs")
-        temperature = _checks.positive("temperature", temperature, validate_args)
+        temperature = _checks.temperature("temperature", temperature, validate_args)
         name = "logits" if probs is None else "probs"
         given = _of_all_categories(name, logits if probs is None else probs)
         given = given.to(_promoted(given, temperature))

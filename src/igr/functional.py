@@ -9,6 +9,11 @@ Shapes: ``y`` is ``(*batch, K-1)``, log-weights are ``(*batch, K)``; ``temperatu
 tensors that broadcast against ``batch``. The categories may be along any other dimension, which all functions but
 `straight_through` and `gumbel_noise` take as `dim` and work along without moving it; ``batch`` is then the shape
 without `dim`.
+
+Errors: ValueError, which names the argument, where a temperature is not above 1e-16 (below, gradients and then samples
+overflow in float32), a delta or a scale is not positive, one of them is NaN, or shapes do not fit. Values of tensors
+are looked at in eager mode and on the CPU alone, so that no step waits for a device, and not where
+``torch.distributions.Distribution.set_default_validate_args(False)`` was called. Maps take `validate_args` besides.
 """
 
 from __future__ import annotations
@@ -87,41 +92,102 @@ def _last(x: Tensor, dim: int) -> Tensor:
     return x.narrow(dim, x.shape[dim] - 1, 1)
 
 
-def _mask(allowed: Tensor, num_categories: int, dim: int) -> Tensor:
+def _mask(allowed: Tensor, num_categories: int, dim: int, validate_args: bool | None) -> Tensor:
     """A mask of K entries along `dim`, checked; a vector is the same for the whole batch."""
     if isinstance(allowed, Tensor) and allowed.dim() == 1:
         allowed = allowed.reshape(-1, *(1,) * (-dim - 1))
-    return _checks.allowed_categories(allowed, num_categories, _is_checked(allowed), dim)  # type: ignore[return-value]
+    checked = _is_checked(allowed, validate_args)
+    return _checks.allowed_categories(allowed, num_categories, checked, dim)  # type: ignore[return-value]
 
 
-def _rule_out(scores: Tensor, allowed: Tensor, dim: int) -> Tensor:
-    return scores.masked_fill(~_mask(allowed, scores.shape[dim], dim), -torch.inf)
+def _rule_out(
+    scores: Tensor, allowed: Tensor, dim: int, validate_args: bool | None = None
+) -> Tensor:
+    return scores.masked_fill(~_mask(allowed, scores.shape[dim], dim, validate_args), -torch.inf)
 
 
-def _is_checked(value: float | Tensor) -> bool:
+def _is_checked(value: float | Tensor, validate_args: bool | None = None) -> bool:
     """Whether values are checked: those of tensors on the CPU alone, so that no step waits for a device."""
-    return not isinstance(value, Tensor) or (
-        value.is_cpu and value.numel() > 0 and _checks.values_can_be_read(value)
+    return _checks.enabled(validate_args) and (
+        not isinstance(value, Tensor)
+        or (value.is_cpu and value.numel() > 0 and _checks.values_can_be_read(value))
     )
 
 
-def _per_batch(name: str, value: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
-    """A positive number, or a tensor that broadcasts against the shape of `like` without `dim`.
+def _batch(x: Tensor, dim: int) -> torch.Size:
+    """The shape without `dim`, counted from the end."""
+    return torch.Size(n for i, n in enumerate(x.shape) if i != dim + x.dim())
 
-    One with a single entry along `dim` as well is taken as torch takes it, against the whole shape.
+
+def _fits(name: str, value: Any, other: str, shape: torch.Size) -> None:
+    """Raise ValueError unless what is no number broadcasts against a shape."""
+    if isinstance(value, Tensor) and not _checks.broadcasts(value.shape, shape):
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts against that of {other}, {tuple(shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def _per_batch(
+    check: Callable[..., Any],
+    name: str,
+    value: float | Tensor,
+    like: Tensor,
+    dim: int,
+    validate_args: bool | None = None,
+    *,
+    as_torch: bool = False,
+) -> float | Tensor:
+    """A number, or a tensor that broadcasts against the shape of `like` without `dim`, which passes a check.
+
+    Of samplers, one with a single entry along `dim` as well is taken as torch takes it, against the whole shape.
     """
-    value = _checks.positive(name, value, _is_checked(value))
+    if validate_args is False:
+        return value
+    value = check(name, value, _is_checked(value, validate_args))
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    batch = torch.Size(n for i, n in enumerate(like.shape) if i != dim + like.dim())
-    whole = value.dim() >= like.dim()
+    batch = _batch(like, dim)
+    whole = as_torch and value.dim() >= like.dim()
     found = value.squeeze(dim) if whole and value.shape[dim] == 1 else value
     if (whole and found is value) or not _checks.broadcasts(found.shape, batch):
+        besides = ", or one with a single entry along the dimension of the categories besides"
         raise ValueError(
-            f"{name}: expected a number, a shape that broadcasts against {tuple(batch)}, or one with a single entry "
-            f"along the dimension of the categories besides, got {tuple(value.shape)}"
+            f"{name}: expected a number, a shape that broadcasts against {tuple(batch)}{besides if as_torch else ''}, "
+            f"got {tuple(value.shape)}"
         )
     return found
+
+
+def _tau(value: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
+    return _per_batch(_checks.temperature, "tau", value, like, dim, as_torch=True)
+
+
+def _delta(value: float | Tensor, like: Tensor, dim: int) -> float | Tensor:
+    return _per_batch(_checks.positive, "delta", value, like, dim, as_torch=True)
+
+
+def _temperature(
+    value: float | Tensor,
+    like: Tensor,
+    dim: int,
+    validate_args: bool | None,
+    check: Callable[..., Any] = _checks.temperature,
+) -> float | Tensor:
+    return _per_batch(check, "temperature", value, like, dim, validate_args)
+
+
+def _temperature_and_delta(
+    like: Tensor,
+    dim: int,
+    temperature: float | Tensor,
+    delta: float | Tensor,
+    validate_args: bool | None,
+) -> tuple[float | Tensor, float | Tensor]:
+    if validate_args is False:
+        return temperature, delta
+    temperature = _temperature(temperature, like, dim, validate_args)
+    return temperature, _per_batch(_checks.positive, "delta", delta, like, dim, validate_args)
 
 
 def temper(logits: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
@@ -200,12 +266,13 @@ def _softmax_plus_plus_scores(
     delta: float | Tensor,
     allowed: Tensor | None,
     dim: int,
+    validate_args: bool | None,
 ) -> Tensor:
     """What the softmax++ is the tempered softmax of: y and, after it, the temperature times log delta."""
     usual = not isinstance(delta, Tensor) and delta == 1
     last = 0.0 if usual else _full_precision(temperature) * log(delta)
     scores = _append(full_precision(y), last, dim)
-    return scores if allowed is None else _rule_out(scores, allowed, dim)
+    return scores if allowed is None else _rule_out(scores, allowed, dim, validate_args)
 
 
 def softmax_plus_plus(
@@ -215,6 +282,7 @@ def softmax_plus_plus(
     dim: int = -1,
     *,
     allowed: Tensor | None = None,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Map R^(K-1) onto the interior of the K-simplex by the softmax++.
 
@@ -227,9 +295,13 @@ def softmax_plus_plus(
         delta: :math:`\delta > 0`.
         dim: dimension of the categories.
         allowed: boolean, K entries, or K along `dim` for each element; a category that is not allowed gets exactly 0.
+        validate_args: False to leave out the checks of all but `y`; None for torch's default.
 
     Returns:
         ``(*batch, K)``, summing to one; half precision where ``y`` is in that.
+
+    Raises:
+        ValueError: if an argument is out of its range, or shapes do not fit; see `igr.functional`.
 
     Source: paper, equation (15).
 
@@ -237,7 +309,8 @@ def softmax_plus_plus(
     tensor([0.2500, 0.2500, 0.5000])
     """
     dim = _checks.categories("y", y, dim)
-    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    temperature, delta = _temperature_and_delta(y, dim, temperature, delta, validate_args)
+    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim, validate_args)
     return _like(tempered_softmax(scores, temperature, dim), y.dtype)
 
 
@@ -248,6 +321,7 @@ def log_softmax_plus_plus(
     dim: int = -1,
     *,
     allowed: Tensor | None = None,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Logarithm of `softmax_plus_plus`, finite where the weight itself underflows.
 
@@ -261,12 +335,18 @@ def log_softmax_plus_plus(
     tensor([     0., -10000.])
     """
     dim = _checks.categories("y", y, dim)
-    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim)
+    temperature, delta = _temperature_and_delta(y, dim, temperature, delta, validate_args)
+    scores = _softmax_plus_plus_scores(y, temperature, delta, allowed, dim, validate_args)
     return log_softmax(temper(scores, temperature, dim), dim)
 
 
 def log_softmax_plus_plus_inverse(
-    log_z: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0, dim: int = -1
+    log_z: Tensor,
+    temperature: float | Tensor = 1.0,
+    delta: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Inverse of `log_softmax_plus_plus`: :math:`y_k = \tau (\log z_k - \log z_K + \log \delta)`.
 
@@ -274,13 +354,20 @@ def log_softmax_plus_plus_inverse(
     >>> torch.allclose(log_softmax_plus_plus_inverse(log_softmax_plus_plus(y, 0.1), 0.1), y)
     True
     """
-    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    dim = _checks.categories("log_z", log_z, dim, least=1)
+    temperature, delta = _temperature_and_delta(log_z, dim, temperature, delta, validate_args)
     log_z = full_precision(log_z)
     ratio = _first(log_z, dim) - _last(log_z, dim)
     return lift(temperature, dim) * (ratio + lift(log(delta), dim))
 
 
-def log_stick_breaking(y: Tensor, dim: int = -1, *, allowed: Tensor | None = None) -> Tensor:
+def log_stick_breaking(
+    y: Tensor,
+    dim: int = -1,
+    *,
+    allowed: Tensor | None = None,
+    validate_args: bool | None = None,
+) -> Tensor:
     r"""Log-weights of the stick broken at sigmoid(y).
 
     .. math:: w_k = \sigma(y_k) \prod_{i<k} (1 - \sigma(y_i)), \qquad
@@ -293,6 +380,7 @@ def log_stick_breaking(y: Tensor, dim: int = -1, *, allowed: Tensor | None = Non
         dim: dimension of the categories.
         allowed: boolean, K entries, or K along `dim` for each element; a category that is not allowed breaks nothing
             off, and the last allowed one takes what is left.
+        validate_args: as for `softmax_plus_plus`.
 
     Returns:
         Logarithms of the K weights, ``(*batch, K)``.
@@ -308,7 +396,7 @@ def log_stick_breaking(y: Tensor, dim: int = -1, *, allowed: Tensor | None = Non
     log_kept = F.logsigmoid(-y)
     log_broken = F.pad(F.logsigmoid(y), (*before, 0, 1))
     if allowed is not None:
-        allowed = _mask(allowed, y.shape[dim] + 1, dim)
+        allowed = _mask(allowed, y.shape[dim] + 1, dim, validate_args)
         active = stick_breaking_active(allowed, dim)
         log_kept = log_kept.masked_fill(~active, 0.0)
         log_broken = log_broken.masked_fill(~F.pad(active, (*before, 0, 1)), 0.0)
@@ -343,39 +431,50 @@ def log_stick_breaking_inverse(log_w: Tensor, dim: int = -1) -> Tensor:
     >>> torch.allclose(log_stick_breaking_inverse(log_stick_breaking(y)), y)
     True
     """
-    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    dim = _checks.categories("log_w", log_w, dim, least=1)
     log_w = full_precision(log_w)
     log_rest = log_w.flip(dim).logcumsumexp(dim).flip(dim)
     return _first(log_w, dim) - log_rest.narrow(dim, 1, log_w.shape[dim] - 1)
 
 
 def stick_breaking_softmax_plus_plus(
-    y: Tensor, temperature: float | Tensor = 1.0, delta: float | Tensor = 1.0, dim: int = -1
+    y: Tensor,
+    temperature: float | Tensor = 1.0,
+    delta: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Map R^(K-1) onto a part of the K-simplex by stick-breaking and softmax++, equation (18).
 
     The last category is never chosen as the temperature goes to 0 (erratum E5); in `sharp_stick_breaking` it can be.
 
     Args:
-        y, temperature, delta, dim: as for `softmax_plus_plus`.
+        y, temperature, delta, dim, validate_args: as for `softmax_plus_plus`.
 
     >>> stick_breaking_softmax_plus_plus(torch.zeros(2), temperature=0.5)
     tensor([0.5065, 0.3072, 0.1863])
     """
     dim = _checks.categories("y", y, dim)
+    temperature, delta = _temperature_and_delta(y, dim, temperature, delta, validate_args)
     w = exp_nonpositive(_quick_log_weights(y, dim))
-    return _like(softmax_plus_plus(w, temperature, delta, dim), y.dtype)
+    return _like(softmax_plus_plus(w, temperature, delta, dim, validate_args=False), y.dtype)
 
 
 def sharp_stick_breaking(
-    y: Tensor, temperature: float | Tensor = 1.0, dim: int = -1, *, allowed: Tensor | None = None
+    y: Tensor,
+    temperature: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    allowed: Tensor | None = None,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Map R^(K-1) onto the interior of the K-simplex by stick-breaking and `log_sharpen`, the mend of (18).
 
     .. math:: z_k = \frac{w_k^{1/\tau}}{\sum_{j=1}^K w_j^{1/\tau}}
 
     Args:
-        y, temperature, dim: as for `softmax_plus_plus`.
+        y, temperature, dim, validate_args: as for `softmax_plus_plus`.
         allowed: as for `log_stick_breaking`.
 
     Differs from the paper: takes the place of (18), which can never choose the last category (errata E4 and E5).
@@ -384,7 +483,8 @@ def sharp_stick_breaking(
     tensor([0.6667, 0.1667, 0.1667])
     """
     dim = _checks.categories("y", y, dim)
-    log_w = _stick_scores(y, dim, allowed)
+    temperature = _temperature(temperature, y, dim, validate_args)
+    log_w = _stick_scores(y, dim, allowed, validate_args)
     return _like(tempered_softmax(log_w, temperature, dim), y.dtype)
 
 
@@ -394,16 +494,23 @@ def _quick_log_weights(y: Tensor, dim: int) -> Tensor:
     return y + log_stick_left(y, dim)
 
 
-def _stick_scores(y: Tensor, dim: int, allowed: Tensor | None) -> Tensor:
+def _stick_scores(
+    y: Tensor, dim: int, allowed: Tensor | None, validate_args: bool | None = False
+) -> Tensor:
     if allowed is not None:
-        return log_stick_breaking(y, dim, allowed=allowed)
+        return log_stick_breaking(y, dim, allowed=allowed, validate_args=validate_args)
     y = full_precision(y)
     left = log_stick_left(y, dim)
     return torch.cat([y + left, _last(left, dim)], dim)
 
 
 def log_sharpen(
-    log_w: Tensor, temperature: float | Tensor, dim: int = -1, *, allowed: Tensor | None = None
+    log_w: Tensor,
+    temperature: float | Tensor,
+    dim: int = -1,
+    *,
+    allowed: Tensor | None = None,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Sharpen K weights, the remainder included.
 
@@ -417,6 +524,7 @@ def log_sharpen(
         temperature: :math:`\tau > 0`.
         dim: dimension of the categories.
         allowed: boolean, K entries, or K along `dim` for each element; other categories get exactly 0.
+        validate_args: as for `softmax_plus_plus`.
 
     Differs from the paper: takes the place of the softmax++ in (18), which can never choose the last category
     (errata E4 and E5).
@@ -424,25 +532,39 @@ def log_sharpen(
     >>> log_sharpen(torch.tensor([0.5, 0.25, 0.25]).log(), 0.5).exp()
     tensor([0.6667, 0.1667, 0.1667])
     """
-    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    dim = _checks.categories("log_w", log_w, dim, least=1)
+    temperature = _temperature(temperature, log_w, dim, validate_args)
     log_w = full_precision(log_w)
     if allowed is not None:
-        log_w = _rule_out(log_w, allowed, dim)
+        log_w = _rule_out(log_w, allowed, dim, validate_args)
     return log_softmax(temper(log_w, temperature, dim), dim)
 
 
-def log_sharpen_inverse(log_z: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+def log_sharpen_inverse(
+    log_z: Tensor,
+    temperature: float | Tensor,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
+) -> Tensor:
     r"""Inverse of `log_sharpen`: :math:`w_k \propto z_k^\tau`.
 
     >>> log_w = torch.tensor([0.5, 0.25, 0.25]).log()
     >>> log_sharpen_inverse(log_sharpen(log_w, 0.1), 0.1).exp()
     tensor([0.5000, 0.2500, 0.2500])
     """
-    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    dim = _checks.categories("log_z", log_z, dim, least=1)
+    temperature = _temperature(temperature, log_z, dim, validate_args)
     return log_softmax(full_precision(log_z) * lift(temperature, dim), dim)
 
 
-def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: int = -1) -> Tensor:
+def log_vertex_interpolation(
+    log_w: Tensor,
+    temperature: float | Tensor,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
+) -> Tensor:
     r"""Move a point of the corner towards its nearest vertex.
 
     .. math:: z = \tau w + (1 - \tau) P_S(w), \qquad 0 < \tau \le 1 \qquad (17)
@@ -456,7 +578,8 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: in
     >>> log_vertex_interpolation(torch.tensor([0.6, 0.3, 0.1]).log(), 0.5).exp()
     tensor([0.8000, 0.1500, 0.0500])
     """
-    dim = _checks.categories("log_w", log_w, dim, "(*batch, K)")
+    dim = _checks.categories("log_w", log_w, dim, least=1)
+    temperature = _temperature(temperature, log_w, dim, validate_args, _interpolating)
     log_w = full_precision(log_w)
     at_vertex = nearest_vertex(log_w, dim)
     inner = log_w + lift(log(temperature), dim)
@@ -465,7 +588,11 @@ def log_vertex_interpolation(log_w: Tensor, temperature: float | Tensor, dim: in
 
 
 def log_vertex_interpolation_inverse(
-    log_z: Tensor, temperature: float | Tensor, dim: int = -1
+    log_z: Tensor,
+    temperature: float | Tensor,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Inverse of `log_vertex_interpolation`; finite and without meaning for a point outside its image.
 
@@ -473,7 +600,8 @@ def log_vertex_interpolation_inverse(
     >>> log_vertex_interpolation_inverse(log_vertex_interpolation(log_w, 0.5), 0.5).exp()
     tensor([0.6000, 0.3000, 0.1000])
     """
-    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    dim = _checks.categories("log_z", log_z, dim, least=1)
+    temperature = _temperature(temperature, log_z, dim, validate_args, _interpolating)
     log_z = full_precision(log_z)
     at_vertex = nearest_vertex(log_z, dim)
     log_w = log_z - lift(log(temperature), dim)
@@ -482,6 +610,12 @@ def log_vertex_interpolation_inverse(
     # Where rounding took all that they leave, it is the least that a sum can miss.
     left = torch.log1p(-others.clamp_max(1 - torch.finfo(log_z.dtype).eps))
     return torch.where(at_vertex, left, log_w)
+
+
+def _interpolating(name: str, value: Any, validate_args: bool | None) -> Any:
+    value = _checks.temperature(name, value, validate_args)
+    _checks.at_most_one(name, value, "values in (0, 1]", validate_args)
+    return value
 
 
 def nearest_vertex(log_w: Tensor, dim: int = -1) -> Tensor:
@@ -495,7 +629,15 @@ def _log1m(temperature: float | Tensor, like: Tensor, dim: int) -> Tensor:
     return lift(torch.log1p(-_full_precision(temperature) * like.new_ones(())), dim)  # type: ignore[return-value]
 
 
-def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+def planar(
+    y: Tensor,
+    u: Tensor,
+    w: Tensor,
+    b: float | Tensor,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
+) -> tuple[Tensor, Tensor]:
     r"""One planar flow on R^(K-1), kept invertible.
 
     .. math:: f(y) = y + \hat u \tanh(w^\top y + b), \qquad
@@ -504,7 +646,7 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[T
     Args:
         y, u, w: ``(*batch, K-1)``; they broadcast.
         b: ``(*batch,)``.
-        dim: dimension of the categories.
+        dim, validate_args: as for `softmax_plus_plus`.
 
     Returns:
         f(y) and its log-determinant :math:`\log(1 + m(w^\top u) (1 - \tanh^2(w^\top y + b)))`, ``(*batch,)``.
@@ -519,12 +661,29 @@ def planar(y: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1) -> tuple[T
     tensor([0.9803, 2.0000])
     """
     dim, dtype = _checks.categories("y", y, dim), y.dtype
-    y, u, w, b = (full_precision(x) for x in (y, u, w, b))
+    if validate_args is not False:
+        _planar_fits("y", y, u, w, b, dim)
+    y, u, w, b = (_full_precision(x) for x in (y, u, w, b))
     direction, soft = _planar_direction(u, w, dim)
     h = torch.tanh((w * y).sum(dim, keepdim=True) + lift(b, dim))
     # 1 + m (1 - h^2) with m = softplus - 1, rearranged so that nothing cancels as m tends to -1.
     log_det = torch.log(soft * (1 - h * h) + h * h).squeeze(dim)
     return (y + direction * h).to(dtype), log_det
+
+
+def _planar_fits(name: str, y: Tensor, u: Tensor, w: Tensor, b: float | Tensor, dim: int) -> None:
+    """Raise ValueError unless the parameters of a planar flow fit the points that it is for."""
+    for other, value in (("u", u), ("w", w)):
+        shape = value.shape if isinstance(value, Tensor) else ()
+        if len(shape) < -dim or shape[dim] != y.shape[dim]:
+            came = tuple(shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{other}: expected a tensor with {y.shape[dim]} entries along dimension {dim}, as {name} has, "
+                f"got {came}"
+            )
+        _fits(other, value, name, y.shape)
+    _fits("w", w, "u", u.shape)
+    _fits("b", b, f"{name} without dimension {dim}", _batch(y, dim))
 
 
 def _planar_direction(u: Tensor, w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -538,7 +697,14 @@ def _planar_direction(u: Tensor, w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def planar_inverse(
-    x: Tensor, u: Tensor, w: Tensor, b: Tensor, dim: int = -1, *, near: Tensor | None = None
+    x: Tensor,
+    u: Tensor,
+    w: Tensor,
+    b: float | Tensor,
+    dim: int = -1,
+    *,
+    near: Tensor | None = None,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Numerical inverse of `planar`, differentiable.
 
@@ -547,7 +713,7 @@ def planar_inverse(
 
     Args:
         x: what `planar` gave.
-        u, w, b, dim: as for `planar`.
+        u, w, b, dim, validate_args: as for `planar`.
         near: a point that the inverse is known to be, up to rounding, in place of the search; no gradient goes to it.
 
     >>> u, w, b = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 0.3]), torch.tensor(0.1)
@@ -556,8 +722,11 @@ def planar_inverse(
     True
     """
     dim, dtype = _checks.categories("x", x, dim), x.dtype
-    x, u, w, b = (full_precision(t) for t in (x, u, w, b))
-    b = lift(b, dim)  # type: ignore[assignment]
+    if validate_args is not False:
+        _planar_fits("x", x, u, w, b, dim)
+        _fits("near", near, "x", x.shape)
+    x, u, w, b = (_full_precision(t) for t in (x, u, w, b))
+    b = lift(b, dim)
     direction, soft = _planar_direction(u, w, dim)
     m = (w * direction).sum(dim, keepdim=True)
     target = (w * x).sum(dim, keepdim=True)
@@ -595,6 +764,7 @@ def straight_through(hard: Tensor, relaxed: Tensor) -> Tensor:
     >>> straight_through(torch.tensor([0.0, 1.0]), z).detach()
     tensor([0., 1.])
     """
+    _fits("hard", hard, "relaxed", relaxed.shape)
     return hard + (relaxed - relaxed.detach())
 
 
@@ -604,6 +774,7 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     >>> gumbel_noise(torch.zeros(2, 3)).shape
     torch.Size([2, 3])
     """
+    _checks.floating("like", like)
     return gumbel_sample(like.shape, like.dtype, like.device, generator)
 
 
@@ -650,11 +821,15 @@ def _noise(
     if noise is None:
         dtype = torch.promote_types(loc.dtype, scale.dtype)
         noise = _draw(torch.randn, loc.shape, dtype, loc.device, generator)
-    elif noise.shape != loc.shape:
-        raise ValueError(
-            f"noise: expected the shape of loc, {tuple(loc.shape)}, got {tuple(noise.shape)}"
-        )
+    else:
+        _noise_fits(noise, "loc", loc)
     return loc, scale, noise, dim
+
+
+def _noise_fits(noise: Any, name: str, like: Tensor) -> None:
+    if getattr(noise, "shape", None) != like.shape:
+        came = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+        raise ValueError(f"noise: expected the shape of {name}, {tuple(like.shape)}, got {came}")
 
 
 def _scale_is_positive(scale: Tensor) -> None:
@@ -700,7 +875,7 @@ def sample_softmax_plus_plus(
     if not plain and _fused.applies(loc, scale, noise, lifted):
         return _fused.igr_softmax(loc, scale, noise, lifted, math.log(delta), dim)
     y = _affine(loc, scale, noise)
-    return _like(softmax_plus_plus(y, temperature, delta, dim), dtype)
+    return _like(softmax_plus_plus(y, temperature, delta, dim, validate_args=False), dtype)
 
 
 def igr_softmax(
@@ -745,12 +920,14 @@ def igr_softmax(
     torch.Size([8, 10])
     """
     loc, scale, noise, dim = _noise(loc, scale, noise, generator, dim)
-    tau, delta = _per_batch("tau", tau, loc, dim), _per_batch("delta", delta, loc, dim)
+    tau, delta = _tau(tau, loc, dim), _delta(delta, loc, dim)
     if not hard and allowed is None:
         return sample_softmax_plus_plus(loc, scale, noise, tau, delta, dim)
     y = _affine(loc, scale, noise)
-    z = softmax_plus_plus(y, tau, delta, dim, allowed=allowed)
-    scores = _softmax_plus_plus_scores(y, 1.0, 1.0, allowed, dim) if hard else None
+    if allowed is not None:
+        allowed = _mask(allowed, y.shape[dim] + 1, dim, None)
+    z = softmax_plus_plus(y, tau, delta, dim, allowed=allowed, validate_args=False)
+    scores = _softmax_plus_plus_scores(y, 1.0, 1.0, allowed, dim, False) if hard else None
     return _finish(z, scores, dim, torch.promote_types(loc.dtype, scale.dtype))
 
 
@@ -789,12 +966,8 @@ def gaussian_kl(
     if _fused.applies(loc, scale, loc0, scale0):
         kl = _fused.gaussian_kl(loc, scale, loc0, scale0, dim)
     else:
-        for name, value in (("loc0", loc0), ("scale0", scale0)):
-            if isinstance(value, Tensor) and not _checks.broadcasts(value.shape, loc.shape):
-                raise ValueError(
-                    f"{name}: expected a shape that broadcasts against that of loc, {tuple(loc.shape)}, "
-                    f"got {tuple(value.shape)}"
-                )
+        _fits("loc0", loc0, "loc", loc.shape)
+        _fits("scale0", scale0, "loc", loc.shape)
         kl = gaussian_kl_terms(loc, scale, loc0, scale0).sum(dim)
     if _is_checked(kl) and not kl.detach().amax().item() < math.inf:
         # Only here is it worth while to look at all scales.
@@ -820,7 +993,12 @@ def gaussian_terms(noise: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 def gaussian_log_prob(
-    y: Tensor, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0, dim: int = -1
+    y: Tensor,
+    loc: float | Tensor = 0.0,
+    scale: float | Tensor = 1.0,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Log-density of independent normals, summed over the categories.
 
@@ -830,7 +1008,7 @@ def gaussian_log_prob(
     Args:
         y: K-1 entries along `dim`.
         loc, scale: numbers or tensors that broadcast against `y`.
-        dim: dimension of the categories.
+        dim, validate_args: as for `softmax_plus_plus`.
 
     Returns:
         The log-density, without `dim`; in float32 for half precision.
@@ -839,13 +1017,26 @@ def gaussian_log_prob(
     torch.Size([8])
     """
     dim = _checks.categories("y", y, dim)
+    if validate_args is not False:
+        scale = scale if isinstance(scale, Tensor) else _checks.positive("scale", scale)
+        _fits("loc", loc, "y", y.shape)
+        _fits("scale", scale, "y", y.shape)
     y, loc, scale = full_precision(y), _full_precision(loc), _full_precision(scale)
     z = (y - loc) / scale
-    return (-0.5 * z * z - log(scale)).sum(dim) - HALF_LOG_2PI * z.shape[dim]
+    log_prob = (-0.5 * z * z - log(scale)).sum(dim) - HALF_LOG_2PI * z.shape[dim]
+    if _is_checked(log_prob, validate_args) and math.isnan(log_prob.detach().amax().item()):
+        # Of a scale that is not positive it is NaN: only then is it worth while to look at all of them.
+        _scale_is_positive(torch.as_tensor(scale))
+    return log_prob
 
 
 def exp_concrete_log_prob(
-    log_z: Tensor, logits: float | Tensor, temperature: float | Tensor, dim: int = -1
+    log_z: Tensor,
+    logits: float | Tensor,
+    temperature: float | Tensor,
+    dim: int = -1,
+    *,
+    validate_args: bool | None = None,
 ) -> Tensor:
     r"""Log-density of the logarithm of a Gumbel-Softmax sample.
 
@@ -858,7 +1049,7 @@ def exp_concrete_log_prob(
         log_z: :math:`\log z` up to a constant, K entries along `dim`.
         logits: :math:`\log \alpha` up to a constant; a number for equal ones.
         temperature: :math:`\tau > 0`.
-        dim: dimension of the categories.
+        dim, validate_args: as for `softmax_plus_plus`.
 
     Returns:
         The log-density, without `dim`; in float32 for half precision.
@@ -868,7 +1059,10 @@ def exp_concrete_log_prob(
     >>> exp_concrete_log_prob(torch.zeros(8, 10), 0.0, 0.5).shape
     torch.Size([8])
     """
-    dim = _checks.categories("log_z", log_z, dim, "(*batch, K)")
+    dim = _checks.categories("log_z", log_z, dim, least=1)
+    if validate_args is not False:
+        _fits("logits", logits, "log_z", log_z.shape)
+    temperature = _temperature(temperature, log_z, dim, validate_args)
     n = log_z.shape[dim]
     log_z = full_precision(log_z)
     terms = log_softmax(_full_precision(logits) - lift(temperature, dim) * log_z, dim)
@@ -894,8 +1088,8 @@ def stick_breaking_igr_softmax(
     torch.Size([8, 10])
     """
     y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
-    tau, delta = _per_batch("tau", tau, y, dim), _per_batch("delta", delta, y, dim)
-    z = stick_breaking_softmax_plus_plus(y, tau, delta, dim)
+    tau, delta = _tau(tau, y, dim), _delta(delta, y, dim)
+    z = stick_breaking_softmax_plus_plus(y, tau, delta, dim, validate_args=False)
     scores = _append(_quick_log_weights(y, dim), -math.inf, dim) if hard else None
     return _finish(z, scores, dim, dtype)
 
@@ -917,8 +1111,10 @@ def sharp_stick_breaking_igr_softmax(
     torch.Size([8, 10])
     """
     y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
-    tau = _per_batch("tau", tau, y, dim)
-    z = sharp_stick_breaking(y, tau, dim, allowed=allowed)
+    tau = _tau(tau, y, dim)
+    if allowed is not None:
+        allowed = _mask(allowed, y.shape[dim] + 1, dim, None)
+    z = sharp_stick_breaking(y, tau, dim, allowed=allowed, validate_args=False)
     return _finish(z, _stick_scores(y, dim, allowed) if hard else None, dim, dtype)
 
 
@@ -944,9 +1140,9 @@ def planar_igr_softmax(
     torch.Size([8, 10])
     """
     y, dim, dtype = _gaussian(loc, scale, noise, generator, dim)
-    tau, delta = _per_batch("tau", tau, y, dim), _per_batch("delta", delta, y, dim)
+    tau, delta = _tau(tau, y, dim), _delta(delta, y, dim)
     y = flow(y.movedim(dim, -1)).movedim(-1, dim)
-    z = softmax_plus_plus(y, tau, delta, dim)
+    z = softmax_plus_plus(y, tau, delta, dim, validate_args=False)
     return _finish(z, _append(y, 0.0, dim) if hard else None, dim, dtype)
 
 
@@ -985,26 +1181,17 @@ def gumbel_softmax(
         dim, eps = -1 if torch_dim is None else torch_dim, dim
     if eps is not None:
         warnings.warn("eps: it has no effect, and may be left out", stacklevel=2)
-    dim = _checks.categories("logits", logits, dim, "(*batch, K)")
-    if noise is not None and noise.shape != logits.shape:
-        raise ValueError(
-            f"noise: expected the shape of logits, {tuple(logits.shape)}, got {tuple(noise.shape)}"
-        )
-    tau = _per_batch("tau", tau, logits, dim)
+    dim = _checks.categories("logits", logits, dim, least=1)
+    if noise is not None:
+        _noise_fits(noise, "logits", logits)
+    tau = _tau(tau, logits, dim)
     x = full_precision(logits)
     x = x + (gumbel_noise(x, generator) if noise is None else noise)
     if allowed is not None:
         x = _rule_out(x, allowed, dim)
-    _some_are_possible("logits", x, dim)
+    if _is_checked(x) and x.detach().amin().item() == -math.inf:
+        possible = x.detach().amax(dim) > -math.inf
+        expected = "at least one possible category for each element"
+        _checks.satisfies("logits", possible, possible, expected)
     z = tempered_softmax(x, tau, dim)
     return _finish(z, x if hard else None, dim, logits.dtype)
-
-
-def _some_are_possible(name: str, scores: Tensor, dim: int) -> None:
-    """Raise ValueError where all scores are -inf: their softmax would be NaN."""
-    if scores.shape[dim] == 0:
-        raise ValueError(f"{name}: expected at least one category, got shape {tuple(scores.shape)}")
-    if _is_checked(scores) and scores.detach().amin().item() == -math.inf:
-        possible = scores.detach().amax(dim) > -math.inf
-        expected = "at least one possible category for each element"
-        _checks.satisfies(name, possible, possible, expected)

@@ -240,7 +240,7 @@ class _ToSimplex(StableTransform):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__()
-        self.temperature = _checks.positive("temperature", temperature, validate_args)
+        self.temperature = _checks.temperature("temperature", temperature, validate_args)
         self.allowed = _checks.allowed_categories(allowed, validate_args=validate_args)
 
     def _log_volume(self, log_z: Tensor) -> Tensor:
@@ -283,11 +283,13 @@ class SoftmaxPlusPlus(_ToSimplex):
 
     def forward_stable(self, x: Tensor) -> Tensor:
         return functional.log_softmax_plus_plus(
-            x, self.temperature, self.delta, allowed=self.allowed
+            x, self.temperature, self.delta, allowed=self.allowed, validate_args=False
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.softmax_plus_plus(x, self.temperature, self.delta, allowed=self.allowed)
+        return functional.softmax_plus_plus(
+            x, self.temperature, self.delta, allowed=self.allowed, validate_args=False
+        )
 
     @property
     def active(self) -> Tensor | None:
@@ -297,7 +299,9 @@ class SoftmaxPlusPlus(_ToSimplex):
         if self.allowed is not None:
             # Without the last category, y is known up to a common shift: the one with log z_K = 0 stands for it.
             y = y.masked_fill(~self.allowed, 0.0)
-        return functional.log_softmax_plus_plus_inverse(y, self.temperature, self.delta)
+        return functional.log_softmax_plus_plus_inverse(
+            y, self.temperature, self.delta, validate_args=False
+        )
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         return self._log_volume(y)
@@ -326,7 +330,7 @@ class StickBreaking(StableTransform):
         self.allowed = _checks.allowed_categories(allowed, validate_args=validate_args)
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.log_stick_breaking(x, allowed=self.allowed)
+        return functional.log_stick_breaking(x, allowed=self.allowed, validate_args=False)
 
     @property
     def active(self) -> Tensor | None:
@@ -357,12 +361,14 @@ class Sharpen(_ToSimplex):
     parameter_names = ("temperature", "allowed")
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.log_sharpen(x, self.temperature, allowed=self.allowed)
+        return functional.log_sharpen(
+            x, self.temperature, allowed=self.allowed, validate_args=False
+        )
 
     def inverse_stable(self, y: Tensor) -> Tensor:
         if self.allowed is not None:
             y = y.masked_fill(~self.allowed, _NOTHING)
-        return functional.log_sharpen_inverse(y, self.temperature)
+        return functional.log_sharpen_inverse(y, self.temperature, validate_args=False)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         if self.allowed is not None:
@@ -390,14 +396,14 @@ class VertexInterpolation(StableTransform):
 
     def __init__(self, temperature: float | Tensor, validate_args: bool | None = None) -> None:
         super().__init__()
-        self.temperature = _checks.positive("temperature", temperature, validate_args)
+        self.temperature = _checks.temperature("temperature", temperature, validate_args)
         _checks.at_most_one("temperature", self.temperature, "values in (0, 1]", validate_args)
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.log_vertex_interpolation(x, self.temperature)
+        return functional.log_vertex_interpolation(x, self.temperature, validate_args=False)
 
     def inverse_stable(self, y: Tensor) -> Tensor:
-        return functional.log_vertex_interpolation_inverse(y, self.temperature)
+        return functional.log_vertex_interpolation_inverse(y, self.temperature, validate_args=False)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
         volume = (x.shape[-1] - 1) * functional.log(self.temperature)
@@ -471,13 +477,13 @@ class Planar(StableTransform):
         self.u, self.w, self.b = u, w, b
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.planar(x, self.u, self.w, self.b)[0]
+        return functional.planar(x, self.u, self.w, self.b, validate_args=False)[0]
 
     def inverse_stable(self, y: Tensor) -> Tensor:
-        return functional.planar_inverse(y, self.u, self.w, self.b)
+        return functional.planar_inverse(y, self.u, self.w, self.b, validate_args=False)
 
     def log_det(self, x: Tensor, y: Tensor) -> Tensor:
-        return functional.planar(x, self.u, self.w, self.b)[1]
+        return functional.planar(x, self.u, self.w, self.b, validate_args=False)[1]
 
 
 class _Plain(StableTransform):
@@ -712,7 +718,7 @@ class _OntoFace(StableTransform):
         return functional.stick_breaking_active(self.allowed)
 
     def forward_stable(self, x: Tensor) -> Tensor:
-        return functional.log_stick_breaking(x, allowed=self.allowed)
+        return functional.log_stick_breaking(x, allowed=self.allowed, validate_args=False)
 
     def inverse_stable(self, y: Tensor) -> Tensor:
         y = y.clamp_min(math.log(torch.finfo(y.dtype).tiny)).masked_fill(~self.allowed, _NOTHING)

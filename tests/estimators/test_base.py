@@ -184,7 +184,7 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
             "num_conditional: expected a whole number of at least 1, got 0",
         ),
         (lambda: Rebar(temperature=0.0), "temperature: expected a positive finite number"),
-        (lambda: ReinMax(temperature=-1.0), "temperature: expected a positive number"),
+        (lambda: ReinMax(temperature=-1.0), "temperature: expected a positive finite number"),
         (lambda: RunningMean(1.0), "decay: expected a number in"),
         (lambda: RunningMean(shape=(3,))(torch.zeros(1, 4)), "shape: expected losses of shape"),
         (

@@ -224,12 +224,6 @@ def refuse_transforms(name: str) -> None:
         )
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless `value` is a positive number."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a positive number, got {value}")
-
-
 def check_broadcasts(name: str, parameter: Tensor, shape: torch.Size) -> None:
     """Raise ValueError unless a learned parameter broadcasts to a shape."""
     if parameter.dim() > len(shape) or not all(

@@ -44,7 +44,7 @@ class _ControlVariate(Estimator):
         self.tied = tied
         if not tied:
             self.evaluations_per_sample = 3  # type: ignore[misc]
-        _checks.positive("temperature", temperature)  # a stack of one run keeps its shape
+        _checks.temperature("temperature", temperature)  # a stack of one run keeps its shape
         self._learn("log_temperature", functional.log(temperature))
 
     log_temperature: nn.Parameter

@@ -94,7 +94,9 @@ class _GaussianCoupling(Coupling):
         return functional.one_hot_argmax(padded).to(scores.dtype)
 
     def relax(self, scores: Tensor, temperature: float | Tensor) -> Tensor:
-        return functional.softmax_plus_plus(scores, temperature, self.delta, allowed=self.allowed)
+        return functional.softmax_plus_plus(
+            scores, temperature, self.delta, allowed=self.allowed, validate_args=False
+        )
 
     def draw_given(
         self,

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from igr import _checks
 from igr.conditional import conditional_gumbel
-from igr.estimators.base import check_positive
 from igr.estimators.couplings import conditional_uniform, log_prob
 from igr.estimators.noise import Noise
 from igr.estimators.straight_through import Surrogate
@@ -50,7 +49,7 @@ class ReinMax(Surrogate):
         self, temperature: float = 1.0, num_samples: int = 1, *, sample_axis: bool = False
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        check_positive("temperature", temperature)
+        _checks.temperature("temperature", temperature)
         self.temperature = temperature
 
     def _surrogate(self, theta: Tensor, onehot: Tensor, noise: Noise) -> Tensor:
@@ -118,7 +117,7 @@ class ReinMaxRao(Surrogate):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        check_positive("temperature", temperature)
+        _checks.temperature("temperature", temperature)
         _checks.count("num_conditional", num_conditional)
         self.temperature, self.num_conditional = temperature, num_conditional
 

@@ -15,7 +15,6 @@ from igr.estimators.base import (
     Estimator,
     Needs,
     Objective,
-    check_positive,
 )
 from igr.estimators.couplings import Coupling
 from igr.estimators.noise import Noise
@@ -167,8 +166,8 @@ class GappedStraightThrough(Surrogate):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        check_positive("gap", gap)
-        check_positive("temperature", temperature)
+        _checks.positive("gap", gap)
+        _checks.temperature("temperature", temperature)
         self.gap, self.temperature = gap, temperature
 
     def _surrogate(self, theta: Tensor, onehot: Tensor, noise: Noise) -> Tensor:

@@ -85,7 +85,7 @@ class ConstantTemperature(TemperatureSchedule):
         self._set("value", value)
 
     def _set(self, name: str, value: float | Tensor) -> None:
-        value = _number_or_tensor(name, _checks.positive(name, value))
+        value = _number_or_tensor(name, _checks.temperature(name, value))
         is_tensor = isinstance(value, Tensor)
         self.number = None if is_tensor else value  # type: ignore[assignment]
         self.tensor = value if is_tensor else None  # type: ignore[assignment]
@@ -163,7 +163,7 @@ class _AnnealedTemperature(_Annealed, TemperatureSchedule):
     """A temperature that goes from `start` to `end`. Abstract."""
 
     def __init__(self, start: float | Tensor, end: float | Tensor, num_steps: int) -> None:
-        start, end = _checks.positive("start", start), _checks.positive("end", end)
+        start, end = _checks.temperature("start", start), _checks.temperature("end", end)
         super().__init__(start, end, num_steps)
 
     @property
@@ -240,7 +240,7 @@ class LearnedTemperature(TemperatureSchedule):
 
     def __init__(self, initial: float | Tensor = 1.0) -> None:
         super().__init__()
-        self._value = _own(_checks.positive("initial", initial))
+        self._value = _own(_checks.temperature("initial", initial))
         (value,) = _as_floats(initial=self._value)
         self.log_temperature = nn.Parameter(value.log())
 
@@ -303,7 +303,7 @@ def scheduled(temperature: float | Tensor | TemperatureSchedule) -> TemperatureS
     """A schedule; of a number or a tensor, checked, one that stays there."""
     if isinstance(temperature, TemperatureSchedule):
         return temperature
-    return ConstantTemperature(_checks.positive("temperature", temperature))
+    return ConstantTemperature(_checks.temperature("temperature", temperature))
 
 
 def assign(to: Tensor, value: float | Tensor) -> None:

@@ -92,8 +92,12 @@ class GaussianFamily(Family):
         loc, scale = self.loc_and_scale(parameters)
         y, prior_loc = torch.addcmul(loc, scale, noise), self.prior_loc_like(loc)
         if self.sticking_the_landing:
-            log_q = functional.gaussian_log_prob(y, loc.detach(), scale.detach(), dim=-2)
-            kl = (log_q - functional.gaussian_log_prob(y, prior_loc, dim=-2)).sum(-1)
+            log_q = functional.gaussian_log_prob(
+                y, loc.detach(), scale.detach(), dim=-2, validate_args=False
+            )
+            kl = (
+                log_q - functional.gaussian_log_prob(y, prior_loc, dim=-2, validate_args=False)
+            ).sum(-1)
         else:
             kl = self._kl(loc, scale)
         return self.relax(y, temperature), kl
@@ -127,7 +131,7 @@ class SoftmaxIGRFamily(GaussianFamily):
         return (uniform_loc(n + 1),) * n
 
     def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
-        return functional.softmax_plus_plus(y, temperature, dim=-2)
+        return functional.softmax_plus_plus(y, temperature, dim=-2, validate_args=False)
 
     def categories_of(self, y: Tensor) -> Tensor:
         if y.shape[-2] == 1:  # what `winner` gives, without the passes that padding takes
@@ -162,7 +166,9 @@ class StickBreakingFamily(_StickFamily):
     last = False
 
     def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
-        return functional.stick_breaking_softmax_plus_plus(y, temperature, dim=-2)
+        return functional.stick_breaking_softmax_plus_plus(
+            y, temperature, dim=-2, validate_args=False
+        )
 
     def categories_of(self, y: Tensor) -> Tensor:
         return winner(functional.log_stick_breaking(y, dim=-2)[..., :-1, :])
@@ -175,7 +181,7 @@ class SharpStickBreakingFamily(_StickFamily):
     form = igr.SharpStickBreakingIGR
 
     def relax(self, y: Tensor, temperature: Tensor) -> Tensor:
-        return functional.sharp_stick_breaking(y, temperature, dim=-2)
+        return functional.sharp_stick_breaking(y, temperature, dim=-2, validate_args=False)
 
     def categories_of(self, y: Tensor) -> Tensor:
         return winner(functional.log_stick_breaking(y, dim=-2))

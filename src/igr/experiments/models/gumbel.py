@@ -42,10 +42,14 @@ class GumbelSoftmaxFamily(Family):
         z = functional.tempered_softmax(scores, temperature, dim=-2)
         # Up to a constant, which is all that is needed.
         log_z = functional.temper(scores, temperature, dim=-2)
-        log_p = functional.exp_concrete_log_prob(log_z, 0.0, self.prior_temperature, dim=-2)
+        log_p = functional.exp_concrete_log_prob(
+            log_z, 0.0, self.prior_temperature, dim=-2, validate_args=False
+        )
         if self.sticking_the_landing:
             logits = parameters.detach()
-            log_q = functional.exp_concrete_log_prob(log_z, logits, temperature, dim=-2)
+            log_q = functional.exp_concrete_log_prob(
+                log_z, logits, temperature, dim=-2, validate_args=False
+            )
         else:
             log_q = self._mean_log_q(temperature)
         return z, (log_q - log_p).sum(-1)

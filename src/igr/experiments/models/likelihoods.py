@@ -87,7 +87,9 @@ class Gaussian(Likelihood):
     def log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
         outputs = F.elu(outputs) if self.elu else outputs
         a, b = outputs.chunk(2, dim=-1)
-        return gaussian_log_prob(x, torch.sigmoid(a), F.softplus(b) + self.floor)
+        return gaussian_log_prob(
+            x, torch.sigmoid(a), F.softplus(b) + self.floor, validate_args=False
+        )
 
     def log_prob_overwriting(self, outputs: Tensor, x: Tensor, largest: float = math.inf) -> Tensor:
         a, b = (F.elu_(outputs) if self.elu else outputs).chunk(2, dim=-1)

@@ -64,14 +64,18 @@ class PlanarFamily(SoftmaxIGRFamily):
         """y and log q(y) - log p(y), summed over variables."""
         loc, scale = self.loc_and_scale(parameters)
         path = [torch.addcmul(loc, scale, noise)]
-        log_q = functional.gaussian_log_prob(path[0], loc, scale, dim=-2)
+        log_q = functional.gaussian_log_prob(path[0], loc, scale, dim=-2, validate_args=False)
         for u, w, b in self.flows:
-            y, log_det = functional.planar(path[-1], u, w, b.squeeze(-2), dim=-2)
+            y, log_det = functional.planar(
+                path[-1], u, w, b.squeeze(-2), dim=-2, validate_args=False
+            )
             path.append(y)
             log_q = log_q - log_det
         if self.sticking_the_landing:
             log_q = self._sticking_log_q(path, loc.detach(), scale.detach())
-        log_p = functional.gaussian_log_prob(path[-1], self.prior_loc_like(loc), dim=-2)
+        log_p = functional.gaussian_log_prob(
+            path[-1], self.prior_loc_like(loc), dim=-2, validate_args=False
+        )
         return path[-1], (log_q - log_p).sum(-1)
 
     def _sticking_log_q(self, path: list[Tensor], loc: Tensor, scale: Tensor) -> Tensor:
@@ -80,13 +84,15 @@ class PlanarFamily(SoftmaxIGRFamily):
         for flow, near in zip(reversed(self.flows), reversed(path[:-1]), strict=True):
             u, w, b = (parameter.detach() for parameter in flow)
             b = b.squeeze(-2)
-            y = functional.planar_inverse(y, u, w, b, dim=-2, near=near.detach())
-            total = total + functional.planar(y, u, w, b, dim=-2)[1]
-        return functional.gaussian_log_prob(y, loc, scale, dim=-2) - total
+            y = functional.planar_inverse(
+                y, u, w, b, dim=-2, near=near.detach(), validate_args=False
+            )
+            total = total + functional.planar(y, u, w, b, dim=-2, validate_args=False)[1]
+        return functional.gaussian_log_prob(y, loc, scale, dim=-2, validate_args=False) - total
 
     def categories_of(self, y: Tensor) -> Tensor:
         for u, w, b in self.flows:
-            y, _ = functional.planar(y, u, w, b.squeeze(-2), dim=-2)
+            y, _ = functional.planar(y, u, w, b.squeeze(-2), dim=-2, validate_args=False)
         return super().categories_of(y)
 
     def distribution(self, parameters: Tensor, temperature: Tensor | float) -> igr.PlanarIGR:
