@@ -77,7 +77,11 @@ def _safe_mills(x: Tensor, twice: Tensor) -> Tensor:
 
 
 def _log_ndtr(x: Tensor) -> Tensor:
-    """log Phi(x). torch's own cannot be vmapped, and on a CPU costs 20 times an erfc."""
+    """log Phi(x). torch's own cannot be vmapped, and on a CPU costs 20 times an erfc.
+
+    `igr.discrete.log_normal_cdf`, which is twice differentiable everywhere and above 0 right to more than a rounding of
+    1, takes six times as long where nothing underflows.
+    """
     if _safely_small(x) and not x.requires_grad:
         return torch.log2(torch.erfc(x * -math.sqrt(0.5))).sub_(1.0).mul_(math.log(2.0))
     left = x.clamp(max=0.0)

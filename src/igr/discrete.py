@@ -194,7 +194,10 @@ def _place(
 
 
 def _log_cdf(y: Tensor) -> Tensor:
-    """log Phi(y sqrt 2), the cdf being right to rounding of 1 - Phi where that is small."""
+    """log Phi(y sqrt 2), the cdf being right to rounding of 1 - Phi where that is small.
+
+    For products of many cdfs, where small ones do not matter: `log_normal_cdf` takes five times as long.
+    """
     eps = torch.finfo(y.dtype).eps
     # Beyond, erfc is below eps^1.4. On a CPU log1p takes ten times as long where it is much smaller, and so does erfc
     # where it underflows.
