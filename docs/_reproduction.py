@@ -64,17 +64,15 @@ def numbers(entries: Sequence[Entry]) -> str:
     return table([*head, "temperature, learning rate", "seeds"], rows)
 
 
-def planar(entries: Sequence[Entry]) -> str:
-    """IGR-Planar at the temperature and learning rate that it has with sticking the landing, with it and without."""
-    rows = {entry.row.name: entry for entry in entries}
-    without, landing = rows["igr-planar"], rows["igr-planar+sl"]
-    wanted = without.column.dataset, without.record["settings"], landing.record["chosen"]
+def at_choice_of(entry: Entry, other: Entry) -> Entry:
+    """A model at the temperature and the learning rate that were chosen for another."""
+    wanted = entry.column.dataset, entry.record["settings"], other.record["chosen"]
     alone = next(
         record
         for record in read_cells(results.folder())
         if (record["dataset"], record["settings"], record["chosen"]) == wanted
     )
-    return numbers([dataclasses.replace(without, record=alone), landing])
+    return dataclasses.replace(entry, record=alone)
 
 
 def gaps(entries: Sequence[Entry]) -> str:
@@ -303,7 +301,13 @@ def blocks() -> Blocks:
         name: numbers(group) for name, group in groups_shown.items() if any(e.record for e in group)
     }
     page["gaps"] = gaps(groups["table1 mnist"])
-    page["planar"] = planar(groups["table1 mnist"])
+    mnist, omniglot = (
+        {entry.row.name: entry for entry in groups[f"table1 {name}"]}
+        for name in ("mnist", "omniglot")
+    )
+    landing = mnist["igr-planar+sl"]
+    page["planar mnist"] = numbers([at_choice_of(mnist["igr-planar"], landing), landing])
+    page["planar omniglot"] = numbers([at_choice_of(omniglot["igr-planar"], omniglot["igr-i"])])
     page["units"] = units(groups["released mnist"])
     page["sign"] = sign(groups["released mnist"])
     page["forgiving"] = forgiving(groups["table1 mnist"])

@@ -532,3 +532,27 @@ def test_gaussian_kl_is_that_of_torch(other: str) -> None:
     torchs = gradients(lambda m, s, m0, s0: kl_divergence(Normal(m, s), Normal(m0, s0)).sum(-1))
     for a, b in zip(ours, torchs, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize(
+    "relax",
+    [fn.softmax_plus_plus, fn.stick_breaking_softmax_plus_plus, fn.sharp_stick_breaking],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_category_has_all(relax: Callable[..., Tensor], dim: int, compiled: bool) -> None:
+    if compiled:
+        relax = torch.compile(relax, backend="eager", fullgraph=True)
+    y = torch.zeros(0, 3) if dim == 0 else torch.zeros(3, 0)
+    shape = (1, 3) if dim == 0 else (3, 1)
+    assert torch.equal(relax(y, 0.5, dim=dim), torch.ones(shape))
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize(
+    "sample",
+    [fn.igr_softmax, fn.stick_breaking_igr_softmax, fn.sharp_stick_breaking_igr_softmax],
+)
+def test_a_sampler_of_one_category_has_all(sample: Callable[..., Tensor], hard: bool) -> None:
+    nothing = torch.zeros(3, 0)
+    assert torch.equal(sample(nothing, nothing, 0.5, hard), torch.ones(3, 1))

@@ -497,7 +497,7 @@ def _quick_log_weights(y: Tensor, dim: int) -> Tensor:
 def _stick_scores(
     y: Tensor, dim: int, allowed: Tensor | None, validate_args: bool | None = False
 ) -> Tensor:
-    if allowed is not None:
+    if allowed is not None or y.shape[dim] == 0:
         return log_stick_breaking(y, dim, allowed=allowed, validate_args=validate_args)
     y = full_precision(y)
     left = log_stick_left(y, dim)

@@ -296,10 +296,11 @@ def test_a_page_counts_the_epochs_that_were_trained(tmp_path, monkeypatch):
 
 
 def test_the_most_complete_record_is_shown():
-    def record(**changes):
+    def record(*trained, **changes):
         full = {"name": "full", "stand_in": None, "epochs": 100, "train_images": 0}
         scale = {**full, "test_images": 0, "temperatures": [0.1], "lrs": [1e-3], **changes}
-        return {"scale": scale, "runs": [{}] * 5}
+        candidates = [{"epochs": epochs} for epochs in trained]
+        return {"scale": scale, "runs": [{}] * 5, "candidates": candidates}
 
     in_order = [
         record(stand_in="digits"),
@@ -308,6 +309,8 @@ def test_the_most_complete_record_is_shown():
         record(test_images=500),
         record(),
         record(temperatures=[0.1, 0.5]),
+        record(10, 10, 100, temperatures=[0.1, 0.5]),
+        record(100, 100, temperatures=[0.1, 0.5]),
     ]
     shuffled = random.Random(0).sample(in_order, len(in_order))
     assert sorted(shuffled, key=reproduce._worth) == in_order

@@ -267,7 +267,9 @@ def _worth(record: Mapping[str, Any]) -> tuple[float, ...]:
     rank = names.index(scale["name"]) if scale["name"] in names else 0
     rank = -1 if scale["stand_in"] else rank
     candidates = len(scale["temperatures"]) * len(scale["lrs"])
-    return rank, scale["epochs"], *images, len(record["runs"]), candidates
+    trained = [candidate.get("epochs") for candidate in record["candidates"]]
+    to_the_end = trained.count(trained[-1]) if trained else 0
+    return rank, scale["epochs"], *images, len(record["runs"]), candidates, to_the_end
 
 
 def best_entries(root: Path) -> list[Entry]:
