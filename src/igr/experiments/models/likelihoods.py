@@ -104,8 +104,8 @@ class Gaussian(Likelihood):
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": Bernoulli(),
-    "bernoulli-grey": Bernoulli(needs_binary=False),
     "gaussian": Gaussian(),
     "gaussian-paper": Gaussian(floor=1e-6, elu=True),
+    "bernoulli-grey": Bernoulli(needs_binary=False),
 }
 """Every decoder by its name on the command line."""
