@@ -8,7 +8,7 @@ import math
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 from igr.experiments.errors import DataError, RecordError
@@ -158,12 +159,7 @@ def _shrink(ink: Bytes, shape: tuple[int, int]) -> Bytes:
         torch.from_numpy(_overlaps(*sizes)) for sizes in zip(ink.shape[1:], shape, strict=True)
     )
     area = int(rows[0].sum() * columns[0].sum())
-    result = np.empty((len(ink), shape[0] * shape[1]), np.uint8)
-    for first in range(0, len(ink), 1000):
-        some = torch.from_numpy(ink[first : first + 1000]).float()
-        covered = rows @ some @ columns.T
-        result[first : first + 1000] = (2 * covered > area).flatten(1).numpy()
-    return result
+    return _resized(ink, shape, lambda some: 2 * (rows @ some @ columns.T) > area)
 
 
 def _interpolate(images: Bytes, shape: tuple[int, int]) -> Bytes:
@@ -171,11 +167,19 @@ def _interpolate(images: Bytes, shape: tuple[int, int]) -> Bytes:
 
     From 105 to 28 pixels the weights are multiples of 1/64, so that every machine gets the same images.
     """
+
+    def resize(some: Tensor) -> Tensor:
+        return (255 * F.interpolate(some.unsqueeze(1), shape, mode="bilinear")).round()
+
+    return _resized(images, shape, resize)
+
+
+def _resized(images: Bytes, shape: tuple[int, int], resize: Callable[[Tensor], Tensor]) -> Bytes:
+    """What `resize` makes of images ``(n, H, W)``, a thousand at a time."""
     result = np.empty((len(images), shape[0] * shape[1]), np.uint8)
     for first in range(0, len(images), 1000):
-        some = torch.from_numpy(images[first : first + 1000]).float().unsqueeze(1)
-        grey = F.interpolate(some, shape, mode="bilinear")
-        result[first : first + 1000] = (255 * grey).round().flatten(1).numpy()
+        some = torch.from_numpy(images[first : first + 1000]).float()
+        result[first : first + 1000] = resize(some).flatten(1).numpy()
     return result
 
 
