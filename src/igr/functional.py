@@ -184,8 +184,6 @@ def _temperature_and_delta(
     delta: float | Tensor,
     validate_args: bool | None,
 ) -> tuple[float | Tensor, float | Tensor]:
-    if validate_args is False:
-        return temperature, delta
     temperature = _temperature(temperature, like, dim, validate_args)
     return temperature, _per_batch(_checks.positive, "delta", delta, like, dim, validate_args)
 
