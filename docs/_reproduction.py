@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from _blocks import ROOT, Blocks, table, write
 
 from igr.experiments.paper import figures, results
-from igr.experiments.paper.cells import Cell, cell_of, read_cells
+from igr.experiments.paper.cells import Cell, ahead, cell_of, read_cells
 from igr.experiments.paper.plan import (
     Entry,
     Options,
@@ -205,25 +205,17 @@ def halving(entries: Sequence[Entry]) -> str:
         everything = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"] for c in candidates
         }
-        kept, chosen = _halved(entry, record, everything)
         best = record["chosen"]["lr"], record["chosen"]["temperature"]
-        cost = everything[(*best, compared[-1])] - everything[(*chosen, compared[-1])]
-        rows.append(
-            [
-                f"{entry.row.label}, {entry.column.label}",
-                f"{best[1]:g}, {best[0]:g}",
-                f"{chosen[1]:g}, {chosen[0]:g}",
-                f"{cost:.2f}",
-                f"{kept / (_count(record) * compared[-1]):.0%}",
-            ]
-        )
-    head = [
-        "cell",
-        "best of all: temperature, learning rate",
-        "halving chooses",
-        "costs, nats",
-        "of the work",
-    ]
+        row = [f"{entry.row.label}, {entry.column.label}", f"{best[1]:g}, {best[0]:g}"]
+        for pick in (ahead, _counted):
+            trained, chosen = _halved(entry, record, everything, pick)
+            cost = everything[(*best, compared[-1])] - everything[(*chosen, compared[-1])]
+            work = trained / (_count(record) * compared[-1])
+            row += [f"{chosen[1]:g}, {chosen[0]:g}", f"{cost:.2f}", f"{work:.0%}"]
+        rows.append(row)
+    costs = ["costs, nats", "of the work"]
+    head = ["cell", "best of all: temperature, learning rate", "halving chooses", *costs]
+    head += ["without what is close", *costs]
     return table(head, rows) if rows else "No cell has been run both ways yet.\n"
 
 
@@ -231,8 +223,16 @@ def _count(record: Mapping[str, Any]) -> int:
     return len(record["scale"]["temperatures"]) * len(record["scale"]["lrs"])
 
 
+def _counted(bounds: Mapping[float, float], count: int) -> list[float]:
+    """The so many best, however close the next ones are: how it was done before what is close went on."""
+    return sorted(bounds, key=lambda t: -bounds[t])[:count]
+
+
 def _halved(
-    entry: Entry, record: Mapping[str, Any], bounds: Mapping[tuple[float, float, int], float]
+    entry: Entry,
+    record: Mapping[str, Any],
+    bounds: Mapping[tuple[float, float, int], float],
+    pick: Callable[[Mapping[float, float], int], list[float]],
 ) -> tuple[int, tuple[float, float]]:
     """Epochs trained in all, and the learning rate and temperature chosen, by halving among what was scored."""
     grids = {name: tuple(record["scale"][name]) for name in ("temperatures", "lrs")}
@@ -240,14 +240,14 @@ def _halved(
 
     def best(sweep: Sweep, count: int) -> list[float]:
         c = sweep.config
-        return sorted(c.temperatures, key=lambda t: -bounds[c.lr, t, c.epochs])[:count]
+        return pick({t: bounds[c.lr, t, c.epochs] for t in c.temperatures}, count)
 
     trained, finalists = 0, []
     for sweep in cell.candidates(best):
-        before = sweep.before.config.epochs if sweep.before else 0
-        trained += len(sweep.config.temperatures) * (sweep.config.epochs - before)
+        c, before = sweep.config, sweep.before.config.epochs if sweep.before else 0
+        trained += len(c.temperatures) * (c.epochs - before)
         if not sweep.leaves_states:
-            finalists.append((sweep.config.lr, best(sweep, 1)[0], sweep.config.epochs))
+            finalists += [(c.lr, t, c.epochs) for t in c.temperatures]
     return trained, max(finalists, key=bounds.__getitem__)[:2]
 
 

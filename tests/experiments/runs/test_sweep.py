@@ -24,7 +24,8 @@ from igr.experiments.cli.sweep import _values
 from igr.experiments.errors import RecordError
 from igr.experiments.files import Busy
 from igr.experiments.models.families import FAMILIES
-from igr.experiments.paper.cells import Cell, cell_of, read_cells, write_tables
+from igr.experiments.paper import cells
+from igr.experiments.paper.cells import Cell, ahead, cell_of, read_cells, write_tables
 from igr.experiments.paper.specs import CHOICES, COLUMNS, SCALES, TABLES
 from igr.experiments.runs import driver, sweep, train
 from igr.experiments.runs.driver import Failed
@@ -175,11 +176,41 @@ def halved(**wishes: object) -> Cell:
 def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder where that cell has been run."""
     root = tmp_path_factory.mktemp("halved")
-    run(root, halved())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "CLOSE", 0.0)
+        run(root, halved())
     return root
 
 
 class TestHalving:
+    @pytest.fixture(autouse=True)
+    def none_is_close(self, monkeypatch):
+        """As if all differed by more than is close; after so few steps they don't."""
+        monkeypatch.setattr(cells, "CLOSE", 0.0)
+
+    def test_what_is_close_goes_on(self, monkeypatch):
+        monkeypatch.setattr(cells, "CLOSE", 0.5)
+        bounds = {0.1: -100.4, 0.3: -100.0, 0.5: -101.0, 0.7: -100.49, 1.0: -100.51}
+        assert ahead(bounds, 1) == [0.1, 0.3, 0.7]
+        assert ahead(bounds, 2) == [0.1, 0.3, 0.7, 1.0]
+        assert ahead(bounds, 9) == list(bounds)
+
+    def test_what_diverged_is_never_close(self):
+        bounds = {0.1: -math.inf, 0.3: -100.0, 0.5: -math.inf, 0.7: -math.inf}
+        assert ahead(bounds, 1) == [0.3]
+        assert ahead(bounds, 2) == [0.1, 0.3]
+
+    def test_cells_send_on_what_is_close(self, tmp_path, monkeypatch):
+        """Where all are, all are trained to the end, and the best of all is chosen."""
+        monkeypatch.setattr(cells, "CLOSE", 1e9)
+        run(tmp_path, halved())
+        (record,) = read_cells(tmp_path)
+        ends = [c for c in record["candidates"] if c["epochs"] == 10]
+        assert len(ends) == 2 * 6
+        best = max(ends, key=lambda c: c["held_out_bound"])
+        assert record["chosen"] == {"lr": best["lr"], "temperature": best["temperature"]}
+        assert record["name"] == halved().name
+
     def test_the_better_go_on_within_each_learning_rate(self, halved_once):
         (record,) = read_cells(halved_once)
         for lr in TINY.lrs:
@@ -253,8 +284,12 @@ class TestHalving:
 
                 super().start(counted, stop)
 
-        driver.run([halved()], tmp_path, Console(file=io.StringIO()), Counting())
-        assert told == {"advance": pytest.approx(halved().units, rel=1e-6), "skip": 0.0}
+        cell = halved()
+        driver.run([cell], tmp_path, Console(file=io.StringIO()), Counting())
+        done = [*cell.candidates(), cell.final(cell.lrs[0], cell.temperatures[0])]
+        expected = sum(sweep.units for sweep in done)
+        assert told == {"advance": pytest.approx(expected, rel=1e-6), "skip": 0.0}
+        assert 1 < cell.units / expected < 1.3  # what is close is counted on
 
     def test_leaves_no_states(self, halved_once):
         assert not list(halved_once.glob("sweeps/*/state/*.safetensors"))

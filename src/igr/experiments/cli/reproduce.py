@@ -58,7 +58,8 @@ def reproduce(
         str | None,
         option(
             "halving (at full scale): compare candidates after a tenth and three tenths of the epochs, and go on"
-            " with the better; all: train all to the end; both: the latter, scored as the former would.",
+            " with the better and what is close; all: train all to the end; both: the latter, scored as the"
+            " former would.",
             CHOICES,
         ),
     ] = None,

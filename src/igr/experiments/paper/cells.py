@@ -29,6 +29,9 @@ from igr.experiments.training.config import SweepConfig
 
 Best: TypeAlias = Callable[[Sweep, int], Sequence[float]]
 
+CLOSE = 0.5
+"""Nats on held-out images within which a candidate is not yet behind; about what one run differs from another."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,9 +39,9 @@ class Cell:
 
     Candidates (temperatures x learning rates) are trained without the held-out images and chosen by the discrete
     model's bound on those: all to the end, or by successive halving (Jamieson and Talwalkar, 2016) at the scale's
-    rungs. At each of them every learning rate keeps its share, since a high one is ahead at first. Runs at the chosen
-    ones are then trained on all training images, and scored on the test images, once. With one candidate there is
-    nothing to choose and the first part is left out.
+    rungs. At each of them every learning rate keeps its share, since a high one is ahead at first, and whatever is
+    less than `CLOSE` behind. Runs at the chosen ones are then trained on all training images, and scored on the test
+    images, once. With one candidate there is nothing to choose and the first part is left out.
     """
 
     dataset: str
@@ -113,7 +116,7 @@ class Cell:
             sweep.check()
 
     def rungs(self) -> list[tuple[int, int]]:
-        """Epochs that candidates are trained for, and how many temperatures of each learning rate then remain.
+        """Epochs that candidates are trained for, and how many temperatures of each learning rate remain at least.
 
         The last are the whole of the epochs, after which one is chosen. Before, at least three candidates remain.
         """
@@ -148,14 +151,17 @@ class Cell:
         """Sweeps to choose from, one for each learning rate and rung; none where there is nothing to choose.
 
         Args:
-            best: is given each sweep and a count, and returns so many of its temperatures; by default the first.
+            best: is given each sweep and a count, and returns so many of its temperatures or more; by default the
+                first.
         """
         if len(self.temperatures) * len(self.lrs) == 1:
             return []
         return [sweep for lr in self.lrs for sweep in self._rungs_of(lr, best)]
 
     def _planned(self) -> list[Sweep]:
-        return [*self.candidates(), self.final(self.lrs[0], self.temperatures[0])]
+        """What is to be expected: at a rung one temperature more goes on, as a rule, since it is close."""
+        candidates = self.candidates(lambda s, count: s.config.temperatures[: count + 1])
+        return [*candidates, self.final(self.lrs[0], self.temperatures[0])]
 
     def final(self, lr: float, temperature: float) -> Sweep:
         """The runs that are reported."""
@@ -195,7 +201,7 @@ class Cell:
             scored = [
                 _Scored(sweep.config.lr, temperature, sweep.config.epochs, bound)
                 for sweep in sweeps
-                for temperature, bound in _held_out_bounds(sweep, root)
+                for temperature, bound in _held_out_bounds(sweep, root).items()
             ]
             finalists = [each for each in scored if each.epochs == self.epochs]
             chosen = max(
@@ -244,21 +250,26 @@ class _Scored:
     held_out_bound: float
 
 
+def ahead(bounds: Mapping[float, float], count: int) -> list[float]:
+    """The so many temperatures of the highest bounds, and those less than `CLOSE` behind them, in their order."""
+    best = sorted(bounds, key=lambda t: -bounds[t])[:count]
+    last = bounds[best[-1]]
+    return [t for t, bound in bounds.items() if t in best or bound > last - CLOSE]
+
+
 def _best(root: Path, sweep: Sweep, count: int) -> list[float]:
-    """The best temperatures of a rung that has been scored, in their order."""
-    bounds = sorted(_held_out_bounds(sweep, root), key=lambda each: -each[1])
-    ahead = [temperature for temperature, _ in bounds[:count]]
-    return [t for t in sweep.config.temperatures if t in ahead]
+    """The temperatures of a rung that has been scored which go on."""
+    return ahead(_held_out_bounds(sweep, root), count)
 
 
-def _held_out_bounds(sweep: Sweep, root: Path) -> list[tuple[float, float]]:
+def _held_out_bounds(sweep: Sweep, root: Path) -> dict[float, float]:
     """Temperatures of a sweep with their mean bound on held-out images."""
     bounds: dict[float, list[float]] = {}
     for result in sweep.results(root):
         bound = result.scores[0]["bound"]
         bound = bound if math.isfinite(bound) else -math.inf  # what diverged comes last
         bounds.setdefault(result.config.temperature, []).append(bound)
-    return [(t, statistics.fmean(values)) for t, values in bounds.items()]
+    return {t: statistics.fmean(values) for t, values in bounds.items()}
 
 
 def trained_epochs(epochs: int, settings: Mapping[str, Any]) -> int:
