@@ -1,7 +1,7 @@
 """What is timed on a CPU against a target, each in a process of its own; one table, and one JSON file.
 
 Others write their own records: how close matching comes (`matching.py`), what relaxations cost an estimate
-(`relaxations.py`), and what a GPU takes (`gpu.py`).
+(`relaxations.py`), how biased estimators are (`bias.py`), and what a GPU takes (`gpu.py`).
 """
 
 from __future__ import annotations
