@@ -1,6 +1,6 @@
 """SoftmaxIGR and the Gumbel-Softmax with the same probabilities: bias and noise of gradients, and finite densities.
 
-`python benchmarks/relaxations.py` takes seconds and writes `relaxations.json`, from which the documentation quotes.
+`python benchmarks/relaxations.py` writes `relaxations.json`, from which the documentation quotes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,29 @@ ROOT = Path(__file__).parent.parent
 Blocks = Mapping[str, Mapping[str, str]]
 """Text by name, by page."""
 
+Said = Mapping[str, Sequence[str]]
+"""What the prose of a page has to say, by page: words in which a figure is, made of its record."""
+
+COUNTS = dict(
+    enumerate(
+        (
+            *("no", "one", "two", "three", "four", "five", "six"),
+            *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+        )
+    )
+)
+PARTS = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth", 10: "a tenth"}
+
+
+def count(number: float) -> str:
+    """The nearest whole number, in words; a KeyError where there is none for it."""
+    return COUNTS[round(number)]
+
+
+def part(share: float) -> str:
+    """The nearest of the parts that have a word."""
+    return PARTS[min(PARTS, key=lambda n: abs(1 / n - share))]
+
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import math
+import runpy
 import statistics
 from collections.abc import Sequence
 
-from _blocks import ROOT, Blocks, table, write
+from _blocks import ROOT, Blocks, Said, count, part, table, write
 
 RECORDS = json.loads((ROOT / "benchmarks" / "relaxations.json").read_text())
 
@@ -227,6 +230,105 @@ def blocks() -> Blocks:
                 leave_out=("10 to 1,000",),
             ),
         },
+    }
+
+
+def as_much_noise() -> float:
+    """The temperature of `SoftmaxIGR` over that of the Gumbel-Softmax of as much noise: the median over temperatures.
+
+    Between two temperatures the logarithm of the noise is taken for linear in that of the temperature.
+    """
+    ratios = []
+    for objective in ("network", "quadratic"):
+        igr, gumbel = (
+            [
+                (math.log(row["temperature"]), math.log(row["noise"]))
+                for row in RECORDS["gradients"]
+                if (row["objective"], row["family"]) == (objective, family)
+            ]
+            for family in ("SoftmaxIGR", "GumbelSoftmax")
+        )
+        for temperature, noise in igr:
+            for (low, more), (high, less) in itertools.pairwise(gumbel):
+                if less <= noise <= more:
+                    rival = low + (high - low) * (more - noise) / (more - less)
+                    ratios.append(math.exp(temperature - rival))
+    return statistics.median(ratios)
+
+
+def rows_of(name: str) -> list[dict]:
+    """Of a benchmark's record."""
+    found: list[dict] = json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())["rows"]
+    return found
+
+
+def said() -> Said:
+    """Figures in prose."""
+    noise = f"{as_much_noise():.1f}"
+    bounds = demonstration("bound")
+    best = [
+        max(statistics.mean(b) for (of, _), b in bounds.items() if of == family)
+        for family in ("gs", "igr-i")
+    ]
+    recovery, steps = (rows_of(name) for name in ("recovery", "vae_step"))
+    probs = next(row["ratio"] for row in recovery if row["work"].startswith("Proposition 2, 2000"))
+    solved = [row["ratio"] for row in recovery if row["work"].startswith("from_logits")]
+    stick = next(row for row in recovery if row["work"].endswith("as new heads have them"))
+    floors = {row["work"]: row["ratio"] for row in steps if row["against"] == "products and Adam"}
+    saved = [
+        1 - ratio / floors[work.replace("compiled ", "")]
+        for work, ratio in floors.items()
+        if "compiled" in work
+    ]
+    tens = {2: "twenty", 3: "thirty"}[round(statistics.mean(solved) / 10)]
+    between = f"{count(math.floor(probs))} to {count(math.ceil(probs))}"
+    toy = runpy.run_path(str(ROOT / "examples" / "polynomial_toy.py"))
+    distances = (toy["weights"]() - toy["TARGET"]).abs()
+    began = [float((distances**p).mean()) for p in toy["POWERS"]]
+    ended = json.loads((ROOT / "examples" / "polynomial_toy.json").read_text())["Gumbel-Softmax"]
+    off = max(
+        abs(ours - theirs)
+        for name, published in toy["PUBLISHED"].items()
+        for ours, theirs in zip(ended[name]["loss"], published, strict=True)
+    )
+    less = f"{part(min(saved))} to {part(max(saved))}"
+    return {
+        "README.md": [
+            f"Take {noise} of the temperature that you have",
+            f"it is ahead, by {best[0] - best[1]:.1f} nats",
+        ],
+        "docs/index.md": [f"at {noise} of its temperature there is as much noise"],
+        "docs/choosing.md": [
+            f"The noise is the same at {noise} of the Gumbel-Softmax's temperature",
+            f"[{between} steps' worth](performance.md",
+            f"where the best is {float(distances.min() ** 2):.4f}",
+        ],
+        "docs/coming-from.md": [
+            f"`temperature={noise} * t`",
+            f"{noise} of the Gumbel-Softmax's has [as much noise]",
+        ],
+        "docs/faq.md": [
+            f"or {noise} of the temperature that a Gumbel-Softmax had",
+            f"[{between} steps' worth](performance.md",
+        ],
+        "docs/how-to.md": [
+            f"[{noise} of its temperature]",
+            f"[some {tens} times as much again]",
+        ],
+        "docs/performance.md": [
+            f"costs {between} training steps of a small autoencoder",
+            f"some {tens} times `q.probs`",
+            f"takes {less} less",
+        ],
+        "docs/experiments-models.md": [f"{less} off a step"],
+        "docs/estimators.md": [
+            f"within {off:.4f} (one seed each)",
+            f"uniform law began ({began[0]:.3f} / {began[1]:.3f} / {began[2]:.3f})",
+        ],
+        "src/igr/distributions.py": [
+            f"takes some {stick['ratio']:.0f} times as long",
+            f"gradients included, and {stick['memory_mib']:.0f} MiB",
+        ],
     }
 
 

@@ -88,6 +88,16 @@ def test_gain_scales_the_weights(make: Any) -> None:
     assert 0.9 / 4 < like_torch.abs().max() <= 1 / 4
 
 
+def test_weights_of_torchs_size_start_far_from_the_prior() -> None:
+    """As the pages say: more than 100 nats for 20 variables of 10 categories, with the head's biases or torch's."""
+    sizes = {"num_variables": 20, "num_categories": 10}
+    large, drawn = nn.SoftmaxIGRHead(64, **sizes, gain=3.0), nn.SoftmaxIGRHead(64, **sizes)
+    drawn.affine.reset_parameters()
+    for head in (large, drawn):
+        kl = igr.kl_divergence(head(torch.randn(200, 64)), head.prior()()).sum(-1)
+        assert kl.mean() > 100
+
+
 @heads_of_all_kinds
 def test_a_single_variable_has_no_dimension(make: Any) -> None:
     head = make(6, num_categories=4)

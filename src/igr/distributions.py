@@ -542,8 +542,7 @@ class IGR(Relaxation, TransformedDistribution):
             OutOfReachWarning: where the solver does not arrive, which broken sticks of many categories and small
                 scales bring about; with the distance that is left.
 
-        For `SoftmaxIGR` the cost grows as K, and the gradient adds a quarter. Gradients of `SharpStickBreakingIGR` cost
-        K times those of ``discrete()``.
+        For `SoftmaxIGR` the cost grows as K. Gradients of `SharpStickBreakingIGR` cost K times those of ``discrete()``.
 
         >>> q = SoftmaxIGR.from_probs(torch.tensor([0.5, 0.3, 0.2, 0.0]), temperature=0.1)
         >>> q.discrete().probs
@@ -1000,10 +999,9 @@ class _BrokenStick(IGR):
         """The categorical distribution that is relaxed, by recursion over the breaks; differentiable.
 
         For 2,000 variables of K = 10 and scales as a new head has them it takes some 35 times as long as
-        `SoftmaxIGR.discrete`, gradients included, and 100 MB. The cost grows in proportion to K and, for each variable
+        `SoftmaxIGR.discrete`, gradients included, and 77 MiB. The cost grows in proportion to K and, for each variable
         alone, up to the cube of the inverse of its smallest scale where that is below 0.6. The last category of
-        `StickBreakingIGR` has probability 0 (erratum E5); where all its breaks are small it takes up to three times as
-        long.
+        `StickBreakingIGR` has probability 0 (erratum E5); where all its breaks are small it takes longer.
 
         Args:
             num_samples: None for the exact probabilities, or a number of draws to estimate them from.
@@ -1029,7 +1027,7 @@ class StickBreakingIGR(_BrokenStick):
     Differs from the paper: nothing; but as the temperature falls its last category is never chosen (erratum E5), and
     its samples fill only a part of the simplex. `SharpStickBreakingIGR` mends both.
 
-    That part is so thin that rounding takes samples out of it: in single precision ``log_prob`` of half of its own
+    That part is so thin that rounding takes samples out of it: in single precision ``log_prob`` of many of its own
     samples over 20 categories is -inf, and so it is of their logarithms. ``rsample_and_log_prob`` scores them as they
     are drawn, at any number of categories; double precision reaches 20 of them.
 

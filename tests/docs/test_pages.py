@@ -65,6 +65,10 @@ def test_figures_are_those_of_the_records(name: str, monkeypatch: pytest.MonkeyP
     for page, parts in pages.blocks().items():
         text = (ROOT / page).read_text()
         assert written(text, parts) == text, page
+    for page, sentences in pages.said().items():
+        prose = " ".join((ROOT / page).read_text().split())
+        for sentence in sentences:
+            assert sentence in prose, page
 
 
 @pytest.mark.slow
