@@ -133,6 +133,33 @@ def three_figures() -> str:
 {temperatures()}"""
 
 
+def matching() -> str:
+    """How close `igr.match` comes, by family and target."""
+    record = json.loads((ROOT / "benchmarks" / "matching.json").read_text())
+
+    def short(distance: float, digits: int) -> str:
+        return f"{distance:.{digits}e}".replace("e-0", "e-")
+
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in record:
+        cell = short(row["total_variation"], 1)
+        if row["out_of_reach"]:
+            cell += ", out of reach"
+        elif row["standard_error"] is not None:
+            cell += f" ± {short(row['standard_error'], 0)}"
+        found.setdefault((row["how"], row["family"]), []).append(cell)
+    targets = dict.fromkeys(row["target"] for row in record)
+    head = [name.replace("NegativeBinomial", "NB") for name in targets]
+    rows = []
+    for how in ("hard", "mean"):
+        rows.append([f"**{how}**", *[""] * len(head)])
+        for (of, family), cells in found.items():
+            if of == how:
+                name, *equation = family.split()
+                rows.append([" ".join([f"`{name}`", *equation]), *cells])
+    return table(["", *head], rows)
+
+
 def toy() -> str:
     """The polynomial toy at p = 2."""
     record = json.loads((ROOT / "examples" / "polynomial_toy.json").read_text())["Gumbel-Softmax"]
@@ -198,6 +225,7 @@ def blocks() -> Blocks:
             "programs": programs(),
             "toy": toy(),
         },
+        "docs/priors.md": {"matching": matching()},
         "docs/coming-from.md": {
             "logits": benchmark("sampling", SAMPLING, only=LOGITS),
         },
