@@ -61,12 +61,7 @@ def test_a_family(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_data_set() -> None:
     names, _ = pasted("A data set")
     stripes = data.load("stripes", sources={"stripes": names["Stripes"]()})
-    train_images, held_out = stripes.split()
-    assert (train_images.shape, held_out.shape, stripes.test.shape) == (
-        (900, 64),
-        (100, 64),
-        (1000, 64),
-    )
+    assert stripes.train.shape == stripes.test.shape == (1000, 64)
     assert not torch.equal(stripes.train, stripes.test)
 
 

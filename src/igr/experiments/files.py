@@ -19,7 +19,11 @@ from igr.experiments.errors import RecordError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile."""
+    """Write a file so that its name holds the old content or all of the new, whatever happens meanwhile.
+
+    Its folder is made if need be.
+    """
+    make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
     try:
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
@@ -37,12 +41,6 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         _sync_folder(path.parent)
     except OSError as error:
         raise RecordError(f"cannot write {path}: {reason(error)}") from error
-
-
-def store(path: Path, content: bytes | str) -> None:
-    """`write_atomically`, in a folder that is made if need be."""
-    make_folder(path.parent)
-    write_atomically(path, content)
 
 
 Write: TypeAlias = Callable[[Path, "bytes | str"], object]

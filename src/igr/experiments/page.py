@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 import igr
-from igr.experiments.files import make_folder, write_atomically
+from igr.experiments.files import write_atomically
 
 
 def embedded(image: bytes) -> str:
@@ -35,6 +35,5 @@ def render(template: str, **values: Any) -> str:
 def write(path: Path, text: str) -> int:
     """Write a page and return its size in bytes."""
     page = text.encode()
-    make_folder(path.parent)
     write_atomically(path, page)
     return len(page)

@@ -250,6 +250,26 @@ def test_a_code_that_is_not_used_is_told(
     assert told == (share == 1.0)
 
 
+def test_runs_that_diverge_are_told_and_hide_no_other(
+    tmp_path: Path, said: Callable[[], tuple[str, str]]
+) -> None:
+    wild = ["--lr", "1e30", "--seeds", 2, "--temperature", 0.2, "--temperature", 0.4]
+    assert igr_command("vae", *QUICK, *wild, "--out", tmp_path / "vae") == 0
+    assert said()[0].count("diverged") == 2 * 3
+    wild = ["lr=1e30,0.001", "seeds=2", "epochs=1", "train_images=200", "held_out=100"]
+    few = ["--samples", 5, "--test-images", 5]
+    assert igr_command("sweep", *wild, *few, "--out", tmp_path / "sweep") == 0
+    assert said()[0].count("diverged") == 4
+
+
+def test_structured_output_has_no_code_to_use(
+    tmp_path: Path, said: Callable[[], tuple[str, str]]
+) -> None:
+    units = ["--architecture", "sop", *QUICK[:-1], "2"]
+    assert igr_command("vae", *units, "--out", tmp_path / "out") == 0
+    assert "not used" not in said()[0]
+
+
 def test_the_learning_rate_suits_the_data(whole: Path) -> None:
     (record, *_) = csv.DictReader((whole / "results.csv").read_text().splitlines())
     assert float(record["lr"]) == 0.003
@@ -363,9 +383,8 @@ def truncated_mnist(folder: Path) -> dict[str, str]:
     mnist = folder / "mnist"
     mnist.mkdir()
     for part in ("train", "t10k"):
-        for what in ("images-idx3", "labels-idx1"):
-            content = gzip.compress(bytes(1000))
-            (mnist / f"{part}-{what}-ubyte.gz").write_bytes(content[: len(content) // 2])
+        content = gzip.compress(bytes(1000))
+        (mnist / f"{part}-images-idx3-ubyte.gz").write_bytes(content[: len(content) // 2])
     return {"IGR_DATA": str(folder)}
 
 
@@ -416,6 +435,21 @@ REFUSALS = {
     "temperature negative": (nothing, "vae --temperature=-1", "temperature: expected a positive"),
     "temperature nan": (nothing, "vae --temperature nan", "temperature: expected a positive"),
     "temperature infinite": (nothing, "vae --temperature inf", "temperature: expected a positive"),
+    "temperature too low": (
+        nothing,
+        "vae --temperature 1e-16",
+        "temperature: expected a positive finite number above 1e-16, got 1e-16",
+    ),
+    "prior temperature": (
+        nothing,
+        "vae --prior-temperature 1e-17",
+        "prior-temperature: .*above 1e-16",
+    ),
+    "estimator temperature": (
+        nothing,
+        "vae --estimator reinmax --estimator-temperature 1e-17",
+        "estimator-temperature: .*above 1e-16",
+    ),
     "temperature twice": (nothing, "vae --temperature 1 --temperature 1.0", "given twice"),
     "family twice": (nothing, "vae --family gs --family gs", "given twice"),
     "no epochs": (nothing, "vae --epochs 0", "epochs: expected a whole number of at least 1"),

@@ -63,35 +63,8 @@ def test_digits_are_all_there_and_split_the_same_way_each_time() -> None:
     expected = sorted(map(tuple, (raw.data / 16 >= 0.5).astype(int).tolist()))
     assert sorted(map(tuple, torch.cat([digits.train, digits.test]).int().tolist())) == expected
 
-    # The labels go with the images: in each class, the mean of what is labelled so is the raw mean.
-    labels = torch.cat([digits.train_labels, digits.test_labels])
-    images = torch.cat([digits.train, digits.test])
-    for k in range(10):
-        mean = torch.from_numpy(raw.data[raw.target == k] >= 8).float().mean(0)
-        torch.testing.assert_close(images[labels == k].mean(0), mean)
-
     fingerprint = hashlib.sha256(digits.test.byte().numpy().tobytes()).hexdigest()
     assert fingerprint.startswith("9cf5698cf2a65b57")
-
-
-def test_split_holds_out_the_last_training_images() -> None:
-    digits = load("digits")
-    train, held_out = digits.split()
-    assert (len(train), len(held_out)) == (1200, 300)
-    assert torch.equal(torch.cat([train, held_out]), digits.train)
-    train, held_out = digits.split(1)
-    assert torch.equal(held_out, digits.train[-1:])
-    train, held_out = digits.split(0)
-    assert torch.equal(train, digits.train)
-    assert len(held_out) == 0
-
-
-@pytest.mark.parametrize("count", [-1, 1500, 2000])
-def test_split_of_too_many(count: int) -> None:
-    fails(
-        f"held_out: expected at least 0 .* 1500 training images of digits, got {count}",
-        lambda: load("digits").split(count),
-    )
 
 
 # ------------------------------------------------------------------------------------- idx
@@ -109,21 +82,19 @@ class Made:
         rng = np.random.default_rng(1)
         self.folder = folder
         self.values = {
-            ("train", "images"): rng.integers(0, 256, (6, 4, 4)),
-            ("train", "labels"): rng.integers(0, 10, 6),
-            ("test", "images"): rng.integers(0, 256, (3, 4, 4)),
-            ("test", "labels"): rng.integers(0, 10, 3),
+            "train": rng.integers(0, 256, (6, 4, 4)),
+            "test": rng.integers(0, 256, (3, 4, 4)),
         }
-        self.values["train", "images"][0, 0] = [0, 127, 128, 255]
-        self.packed = {key: gzip.compress(idx(v), mtime=0) for key, v in self.values.items()}
+        self.values["train"][0, 0] = [0, 127, 128, 255]
+        self.packed = {split: gzip.compress(idx(v), mtime=0) for split, v in self.values.items()}
         self.archives = {
-            key: Archive(
-                name := f"{'-'.join(key)}.gz",
+            split: Archive(
+                name := f"{split}-images.gz",
                 f"{url}/{name}",
-                hashlib.md5(self.packed[key]).hexdigest(),
+                hashlib.md5(self.packed[split]).hexdigest(),
                 hashlib.sha256(idx(v)).hexdigest(),
             )
-            for key, v in self.values.items()
+            for split, v in self.values.items()
         }
         self.source = Idx(
             binary=binary,
@@ -135,13 +106,13 @@ class Made:
             held_out=2,
         )
 
-    def path(self, split: str = "train", kind: str = "images") -> Path:
-        return self.folder / "data" / "made" / self.archives[split, kind].name
+    def path(self, split: str = "train") -> Path:
+        return self.folder / "data" / "made" / self.archives[split].name
 
     def write(self) -> Made:
         self.path().parent.mkdir(parents=True, exist_ok=True)
-        for key in self.archives:
-            self.path(*key).write_bytes(self.packed[key])
+        for split in self.archives:
+            self.path(split).write_bytes(self.packed[split])
         return self
 
     def load(self, **options: object) -> data.Dataset:
@@ -155,17 +126,12 @@ def made(tmp_path: Path) -> Made:
     return Made(tmp_path).write()
 
 
-def test_grey_levels_and_labels(made: Made) -> None:
+def test_grey_levels(made: Made) -> None:
     dataset = made.load()
-    for split, images, labels in (
-        ("train", dataset.train, dataset.train_labels),
-        ("test", dataset.test, dataset.test_labels),
-    ):
-        expected = torch.from_numpy(made.values[split, "images"]).reshape(-1, 16) / 255
+    for split, images in (("train", dataset.train), ("test", dataset.test)):
+        expected = torch.from_numpy(made.values[split]).reshape(-1, 16) / 255
         torch.testing.assert_close(images.double(), expected.double(), rtol=1e-7, atol=0)
         assert images.dtype == torch.float32
-        assert torch.equal(labels, torch.from_numpy(made.values[split, "labels"]).long())
-    assert [len(part) for part in dataset.split()] == [4, 2]
     assert not dataset.binary
 
 
@@ -176,7 +142,7 @@ def test_binarization_is_at_one_half(tmp_path: Path) -> None:
 
 
 def test_archives_packed_anew_are_as_good(made: Made) -> None:
-    made.path().write_bytes(gzip.compress(idx(made.values["train", "images"]), 1, mtime=7))
+    made.path().write_bytes(gzip.compress(idx(made.values["train"]), 1, mtime=7))
     made.load()
 
 
@@ -235,14 +201,9 @@ def test_damaged_files_in_the_cache_are_to_be_deleted(made: Made) -> None:
 
 
 def test_only_evaluation_reads_the_test_set(made: Made) -> None:
-    made.path("test", "images").write_bytes(b"broken")
-    made.path("test", "labels").unlink()
-    made.path("train", "labels").unlink()
-    dataset = made.load(download=False)
-    dataset.split()
+    made.path("test").write_bytes(b"broken")
+    dataset = made.load()
     fails("test-images.gz is no gzip file", lambda: dataset.test)
-    fails("test-labels.gz is not in", lambda: dataset.test_labels)
-    fails("train-labels.gz is not in", lambda: dataset.train_labels)
 
 
 def test_unreadable(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +314,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def remote(server: Server, tmp_path: Path) -> Made:
     made = Made(tmp_path, server.url)
-    server.files = {made.archives[key].name: content for key, content in made.packed.items()}
+    server.files = {made.archives[split].name: content for split, content in made.packed.items()}
     return made
 
 
@@ -490,8 +451,6 @@ def test_omniglot_is_resized_then_binarized(small: MadeOmniglot) -> None:
     dataset = small.load()
     assert torch.equal(dataset.train, torch.from_numpy(small.train))
     assert torch.equal(dataset.test, torch.from_numpy(small.test))
-    assert dataset.train_labels is None
-    assert dataset.test_labels is None
     bar = dataset.train[0].reshape(28, 28)
     assert bar[0, 14:].all()  # column 13 is ink from 50 to 52.5, of 48.75 to 52.5: more than half
     assert bar[0, :13].sum() == bar[1:].sum() == 0
@@ -640,17 +599,12 @@ def test_real_data(name: str, data_dir: Path, tmp_path: Path) -> None:
     levels = dataset.test.unique()
     assert (levels.min(), levels.max(), len(levels)) == (0, 1, LEVELS[name])
     assert dataset.binary == (len(levels) == 2)
-    held_out = dataset.split()[1]
-    assert len(held_out) == (5_000 if name.startswith("omniglot") else 10_000)
-    if not name.startswith("omniglot"):
-        assert dataset.train_labels.shape == (num_train,)
-        assert dataset.test_labels.bincount(minlength=10).sum() == num_test
+    assert known.held_out == (5_000 if name.startswith("omniglot") else 10_000)
 
 
 def test_a_changed_field_changes_what_is_expected(data_dir: Path, tmp_path: Path) -> None:
     """The hashes are compared, not only written down."""
     source = data.SOURCES["mnist"]
-    key = ("train", "images")
-    other = replace(source.archives[key], sha256="0" * 64)
-    sources = {"mnist": replace(source, archives={**source.archives, key: other})}
+    other = replace(source.archives["train"], sha256="0" * 64)
+    sources = {"mnist": replace(source, archives={**source.archives, "train": other})}
     fails("was altered", lambda: load("mnist", folder=data_dir, cache=tmp_path, sources=sources))

@@ -180,6 +180,14 @@ class TestPlan:
         (["table1", "--row", "gumbel"], "row: expected one of"),
         (["table1", "--temperature", "0"], "temperature: expected a positive finite number, got 0"),
         (["table1", "--temperature", "-0.5"], "temperature: expected a positive finite number"),
+        (
+            ["table1", "--temperature", "1e-17"],
+            "temperature: expected a positive finite number above",
+        ),
+        (
+            ["table1", "--temperature", "1", "--temperature", "1.0000001"],
+            "temperature: given twice",
+        ),
         (["table1", "--seeds", "0"], "seeds: expected a whole number of at least 1"),
         (["table1", "--lr", "0.1", "--lr", "0.1"], "lr: given twice"),
         (["table2", "--dataset", "omniglot"], "nothing to run of table2"),

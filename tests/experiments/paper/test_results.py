@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -151,6 +153,17 @@ def test_rows_of_certain_learning_rates_take_no_records_of_others():
         assert {*entry.record["scale"]["lrs"]} <= {*(entry.row.lrs or ())}, entry.row.name
     table1 = entries["table1", "igr-i"].record
     assert table1 is None or len(table1["scale"]["lrs"]) == 3
+
+
+def test_results_leave_the_users_plots_alone():
+    """In a notebook, another backend of matplotlib would mean no more pictures."""
+    code = (
+        "import matplotlib; matplotlib.use('svg')\n"
+        "import igr.experiments; igr.experiments.results()\n"
+        "import igr.experiments.runs.plots\n"
+        "assert matplotlib.get_backend() == 'svg'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_without_pandas_rows_are_dicts(monkeypatch):

@@ -60,6 +60,22 @@ def test_a_part_taken_up_again_begins_anew():
     assert shown.fraction == 0.0
 
 
+def test_waiting_for_another_process_takes_no_time():
+    clock = Clock()
+    shown = board({"a": 100.0, "b": 20.0}, clock)
+    shown.begin("a", 100.0)
+    for _ in range(100):
+        clock.now += 10.0
+        shown.wait("a")
+        assert (shown.left, shown.left_of("a")) == (120.0, 100.0)
+    shown.begin("b", 20.0)
+    clock.now += 30.0
+    shown.advance("b", 15.0)
+    shown.wait("a")
+    assert shown.left_of("a") == 100.0
+    assert 105.0 < shown.left < 210.0  # 105 of 120, at up to twice the expected time
+
+
 def test_the_line_names_what_goes_on_and_the_time_left():
     clock = Clock()
     shown = board({"a": 10.0, "b": 50.0, "c": 1.0}, clock)

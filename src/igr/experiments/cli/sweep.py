@@ -128,7 +128,7 @@ def _grid_table(sweeps: Sequence[Sweep], root: Path) -> Grid:
             cells.append(nats(*mean_and_spread([each.scores[0][measure] for each in members])))
         if held_out:
             scores = [each.scores[1]["bound"] for each in members if len(each.scores) > 1]
-            cells.append(nats(*mean_and_spread(scores), missing="–"))
+            cells.append(nats(*mean_and_spread(scores)) if scores else "–")
         seconds, _ = mean_and_spread([each.seconds_per_epoch for each in members])
         rows.append([*cells, f"{seconds:.3g}"])
     return console.table(columns, rows)

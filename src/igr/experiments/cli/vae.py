@@ -126,7 +126,7 @@ def vae(
         fail(f"stopped after epoch {stopped}; go on with the same command and --resume", 130)
     groups = grouped(results)
     console.out.print(results_table(groups, f"Discrete VAEs on {dataset}"))
-    for group in groups:
+    for group in groups if architecture != "sop" else []:  # whose units carry no KL
         carried, most = group.mean("kl"), variables * math.log(categories)
         if carried < USED * most:
             say(

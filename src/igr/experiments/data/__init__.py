@@ -77,46 +77,10 @@ class Dataset:
         """
         return _to_float(self._source, self._source.images("test", self._files))
 
-    @cached_property
-    def train_labels(self) -> Tensor | None:
-        """Classes of the training images, where the data set has them."""
-        return _to_long(self._source.labels("train", self._files))
-
-    @cached_property
-    def test_labels(self) -> Tensor | None:
-        """Classes of the test images, where the data set has them."""
-        return _to_long(self._source.labels("test", self._files))
-
-    def split(self, held_out: int | None = None) -> tuple[Tensor, Tensor]:
-        """The training images without the last `held_out`, and those: for choosing, say, a temperature.
-
-        Args:
-            held_out: how many; by default 10,000 (Omniglot: 5,000, digits: 300).
-
-        Raises:
-            DataError: unless 0 <= held_out < n.
-
-        >>> train, held_out = load("digits").split()
-        >>> train.shape, held_out.shape
-        (torch.Size([1200, 64]), torch.Size([300, 64]))
-        """
-        count = self._source.held_out if held_out is None else held_out
-        if not 0 <= count < len(self.train):
-            raise DataError(
-                f"held_out: expected at least 0 and fewer than the {len(self.train)} training images of"
-                f" {self.name}, got {count}"
-            )
-        first = len(self.train) - count
-        return self.train[:first], self.train[first:]
-
 
 def _to_float(source: Source, images: Bytes) -> Tensor:
     result = torch.from_numpy(images.astype(np.float32))
     return result if source.binary else result.div_(255)
-
-
-def _to_long(labels: Bytes | None) -> Tensor | None:
-    return None if labels is None else torch.from_numpy(labels.astype(np.int64))
 
 
 def source_of(name: str, sources: Mapping[str, Source] = SOURCES) -> Source:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from igr.experiments.data.source import Bytes, Files, Source, Split
 
@@ -27,20 +25,12 @@ class Digits(Source):
     num_test = 297
     lr = 3e-3  # they are few: at the others' rate the code is not used
 
-    def _pick(self, split: Split, values: npt.NDArray[Any]) -> Bytes:
-        # RandomState, since numpy promises that its numbers never change.
-        order = np.random.RandomState(0).permutation(len(values))
-        chosen = order[: -self.num_test] if split == "train" else order[-self.num_test :]
-        return values[chosen].astype(np.uint8)
-
     def images(self, split: Split, files: Files) -> Bytes:
         """Pixels of at least 8 of 16."""
         from sklearn.datasets import load_digits
 
-        return self._pick(split, load_digits().data >= 8)
-
-    def labels(self, split: Split, files: Files) -> Bytes:
-        """The digit of each image."""
-        from sklearn.datasets import load_digits
-
-        return self._pick(split, load_digits().target)
+        images = load_digits().data >= 8
+        # RandomState, since numpy promises that its numbers never change.
+        order = np.random.RandomState(0).permutation(len(images))
+        chosen = order[: -self.num_test] if split == "train" else order[-self.num_test :]
+        return images[chosen].astype(np.uint8)

@@ -9,42 +9,32 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 
-Kind: TypeAlias = Literal["images", "labels"]
-
 
 @dataclass(frozen=True)
 class Idx(Source):
-    """A data set in the IDX format of MNIST: four files packed by gzip.
+    """A data set in the IDX format of MNIST: a file of images for each split, packed by gzip.
 
     With `binary`, a pixel is 1 where its grey level is at least 0.5, that is, from 128 of 255 on.
     """
 
     binary: bool
     citation: str
-    archives: Mapping[tuple[Split, Kind], Archive]
+    archives: Mapping[Split, Archive]
     num_train: int = 60_000
     num_test: int = 10_000
     shape: tuple[int, int] = (28, 28)
     held_out: int = 10_000
 
-    def _count(self, split: Split) -> int:
-        return self.num_train if split == "train" else self.num_test
-
     def images(self, split: Split, files: Files) -> Bytes:
         """Grey levels, or 0 and 1."""
-        shape = (self._count(split), *self.shape)
-        grey = _read_idx(files, self.archives[split, "images"], shape).reshape(shape[0], -1)
+        count = self.num_train if split == "train" else self.num_test
+        grey = _read_idx(files, self.archives[split], (count, *self.shape)).reshape(count, -1)
         return (grey >= 128).astype(np.uint8) if self.binary else grey
-
-    def labels(self, split: Split, files: Files) -> Bytes:
-        """The class of each image."""
-        return _read_idx(files, self.archives[split, "labels"], (self._count(split),))
 
 
 def _read_idx(files: Files, archive: Archive, shape: tuple[int, ...]) -> Bytes:
@@ -87,18 +77,18 @@ _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 
-def _idx_archives(base: str, *hashes: str) -> Mapping[tuple[Split, Kind], Archive]:
-    """The four files at an address, by their hashes: the md5 of each, and the sha256 of its content."""
-    archives: dict[tuple[Split, Kind], Archive] = {}
-    names: list[tuple[Split, Kind, str]] = [
-        ("train", "images", "train-images-idx3-ubyte.gz"),
-        ("train", "labels", "train-labels-idx1-ubyte.gz"),
-        ("test", "images", "t10k-images-idx3-ubyte.gz"),
-        ("test", "labels", "t10k-labels-idx1-ubyte.gz"),
-    ]
-    for (split, kind, name), both in zip(names, hashes, strict=True):
-        archives[split, kind] = Archive(name, f"{base}/{name}", *both.split())
-    return MappingProxyType(archives)
+def _idx_archives(base: str, *hashes: str) -> Mapping[Split, Archive]:
+    """Both files at an address, by their hashes: the md5 of each, and the sha256 of its content."""
+    names: dict[Split, str] = {
+        "train": "train-images-idx3-ubyte.gz",
+        "test": "t10k-images-idx3-ubyte.gz",
+    }
+    return MappingProxyType(
+        {
+            split: Archive(name, f"{base}/{name}", *both.split())
+            for (split, name), both in zip(names.items(), hashes, strict=True)
+        }
+    )
 
 
 MNIST = Idx(
@@ -107,9 +97,7 @@ MNIST = Idx(
     archives=_idx_archives(
         _MNIST,
         "f68b3c2dcbeaaa9fbdd348bbdeb94873 ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "d53e105ee54ea40749a09fcbcd1e9432 65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
         "9fb629c4189551a2d022fa330f9573f3 0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "ec29112dd5afa0611ce80d1b7f02629c ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 )
 
@@ -119,8 +107,6 @@ FASHION_MNIST = Idx(
     archives=_idx_archives(
         _FASHION,
         "8d4fb7e6c68d591d4c3dfef9ec88bf0d c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "25c81989df183df01b3e8a0aad5dffbe bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
         "bef4ecab320f06d8554ea6380940ec79 5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "bb300cfdad3c16e7a12a480ee83cd310 0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     ),
 )

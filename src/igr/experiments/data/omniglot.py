@@ -22,7 +22,7 @@ from torch import Tensor
 
 from igr.experiments.data.source import Archive, Bytes, Files, Source, Split
 from igr.experiments.errors import DataError, RecordError
-from igr.experiments.files import make_folder, write_atomically
+from igr.experiments.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,6 @@ class Omniglot(Source):
         if self.binary:
             return np.packbits(_shrink(ink, self.shape), axis=1)
         return _interpolate(1 - ink, self.shape)
-
-    def labels(self, split: Split, files: Files) -> None:
-        """None: the characters of the test set are not those of the training set."""
 
     def _parts(self, split: Split) -> list[_Part]:
         borrowed = slice(self.num_borrowed), slice(self.num_borrowed, None)
@@ -198,9 +195,8 @@ def _keep(path: Path, packed: Bytes) -> None:
     content = io.BytesIO()
     np.save(content, packed, allow_pickle=False)
     try:
-        make_folder(path.parent)
         write_atomically(path, content.getvalue())
-    except (DataError, RecordError) as error:
+    except RecordError as error:
         warnings.warn(f"{error}; the images will be prepared anew each time", stacklevel=2)
 
 

@@ -127,6 +127,7 @@ class Source(ABC):
     shape: tuple[int, int]
     binary: bool
     held_out: int
+    """How many training images, the last ones, are kept back where the paper's protocol chooses by them."""
     citation: str
     lr = 3e-4
     """Adam's learning rate where none is given."""
@@ -146,7 +147,3 @@ class Source(ABC):
     @abstractmethod
     def images(self, split: Split, files: Files) -> Bytes:
         """Images as ``(n, D)`` bytes; where the data set is binary, of 0 and 1."""
-
-    @abstractmethod
-    def labels(self, split: Split, files: Files) -> Bytes | None:
-        """Classes as ``(n,)`` bytes, where the data set has them."""

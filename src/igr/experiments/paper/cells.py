@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from igr.experiments import data
 from igr.experiments.errors import ConfigError, RecordError
-from igr.experiments.files import inside, make_folder, remove_temporary, write_csv, write_json
+from igr.experiments.files import inside, remove_temporary, write_csv, write_json
 from igr.experiments.paper.specs import Column, Row, Scale, Table
 from igr.experiments.runs.jobs import Steps, locked
 from igr.experiments.runs.records import FORMAT, SCORES, read_record, versions
@@ -212,8 +212,7 @@ class Cell:
             final = self.final(chosen.lr, chosen.temperature)
             yield [final.work]
             for sweep in sweeps:
-                sweep.forget_states(root)
-            make_folder(path.parent)
+                sweep.folder(root).forget()
             write_json(path, self._record(root, [*sweeps, final], scored, chosen))
 
     def _record(

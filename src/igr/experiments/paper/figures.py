@@ -15,19 +15,16 @@ from typing import Any
 import matplotlib
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import igr
 from igr.distributions import Relaxation
 from igr.experiments.errors import RecordError
-from igr.experiments.files import (
-    make_folder,
-    misfit,
-    remove_temporary,
-    write_atomically,
-    write_json,
-)
+from igr.experiments.files import misfit, remove_temporary, write_atomically, write_json
 from igr.experiments.paper.specs import (
     Approximation,
     ApproximationFigure,
@@ -40,11 +37,6 @@ from igr.experiments.runs.plots import colour_of
 from igr.experiments.runs.records import FORMAT, RunFolder, read_record, versions
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.streams import stream
-
-matplotlib.use("Agg")
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -84,7 +76,6 @@ def rendered(figure: Figure, suffix: str) -> bytes:
 
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path.png`` and ``path.svg``."""
-    make_folder(path.parent)
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for each in paths:
         write_atomically(each, rendered(figure, each.suffix))

@@ -31,7 +31,12 @@ from igr.experiments.paper.specs import (
 )
 from igr.experiments.runs.jobs import Job
 from igr.experiments.runs.sweep import mean_and_spread, nats
-from igr.experiments.training.config import check_count, check_distinct, check_positive
+from igr.experiments.training.config import (
+    check_count,
+    check_distinct,
+    check_positive,
+    check_temperature,
+)
 
 
 def names() -> list[str]:
@@ -56,10 +61,12 @@ class Options:
 
     def check(self) -> None:
         """Raise ConfigError for what makes no sense, before anything runs."""
-        for name, values in (("temperature", self.temperatures), ("lr", self.lrs)):
-            for value in values:
-                check_positive(name, value)
-            check_distinct(name, values)
+        for temperature in self.temperatures:
+            check_temperature("temperature", temperature)
+        for lr in self.lrs:
+            check_positive("lr", lr)
+        check_distinct("temperature", self.temperatures)
+        check_distinct("lr", self.lrs)
         least = {"seeds": 1, "epochs": 1, "samples": 1, "train_images": 0, "test_images": 0}
         for name, count in least.items():
             if (value := getattr(self, name)) is not None:

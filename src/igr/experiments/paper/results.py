@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from igr.experiments.errors import RecordError
-from igr.experiments.files import Busy, make_folder, store, write_atomically, write_csv
+from igr.experiments.files import Busy, write_atomically, write_csv
 from igr.experiments.paper.cells import Cell, measured, read_cell, read_cells, trained_epochs
 from igr.experiments.paper.figures import FigureJob
 from igr.experiments.paper.plan import Entry, best_entries
@@ -112,7 +112,6 @@ def _files_of(record: dict[str, Any]) -> Iterator[Path]:
 
 
 def _copy(file: Path, source: Path, target: Path) -> None:
-    make_folder((target / file).parent)
     write_atomically(target / file, read_bytes(source / file))
 
 
@@ -129,7 +128,6 @@ def collect(root: Path, into: Path) -> list[Path]:
         raise RecordError(f"{root} holds no records of scale full, which alone are collected")
     for file in files:
         _copy(file, root, into)
-    make_folder(into)
     if rows := [row(e) for e in best_entries(into) if e.record is not None]:
         write_csv(into / "cells.csv", rows)
     return files
@@ -175,7 +173,7 @@ def discard(jobs: Sequence[Recorded], root: Path) -> list[str]:
                         elif (root / "sweeps" / sweep / "config.json").exists():
                             kept.append(sweep)
                     path.unlink()
-                store(_mark(job, root), "")
+                write_atomically(_mark(job, root), "")
     except Busy as error:
         raise RecordError(f"another process is at work, and holds {error}") from None
     return sorted({*kept})

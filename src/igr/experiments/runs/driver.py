@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from igr.experiments.errors import UserError
-from igr.experiments.files import Busy, make_folder, store
+from igr.experiments.files import Busy, make_folder, write_atomically
 from igr.experiments.runs.engines import Engine, Here
 from igr.experiments.runs.jobs import Job, Steps, Task, described
 from igr.experiments.runs.progress import Board, board
@@ -178,7 +178,7 @@ class _Driver:
         except Busy:
             node.steps = None
             self._wait(0.3, lambda: self._resume(node))
-            self.shown.note(node.job.title, "in another process")
+            self.shown.wait(node.job.title)
         except Failed as failure:
             self._leave(node, failure)
         except Exception as error:
@@ -277,7 +277,7 @@ class _Driver:
         elif name == "file":
             path, content = arguments
             try:
-                store(self.root / path, content)
+                write_atomically(self.root / path, content)
             except UserError as error:  # no other file can be written either
                 self.broken = error
                 raise

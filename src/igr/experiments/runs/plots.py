@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -19,11 +22,6 @@ from igr.experiments.runs.records import RunFolder, SweepFolder
 from igr.experiments.streams import stream
 from igr.experiments.training.config import RunConfig
 from igr.experiments.training.evaluation import draw_categories
-
-matplotlib.use("Agg")
-from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 _COLOURS = {
     "igr-i": "#2c6fbb",
@@ -126,7 +124,7 @@ def curves(runs: Sequence[RunFolder]) -> Figure:
         top, lowest = max(map(max, tails)), min(map(min, tails))
         best = max(tails, key=lambda tail: tail[-1])
         bottom = max(lowest, top - max(2.5 * (top - min(best)), 1e-3))
-        room = max(0.05 * (top - bottom), 1e-3)
+        room = max(0.05 * (top - bottom), 1e-3, 1e-6 * abs(top))
         axes.set_ylim(bottom - room, top + room)
         below = sum(not elbo[-1] > bottom - room for _, elbo in lines)
         if below:

@@ -128,6 +128,16 @@ class Board:
         self.parts[part].note = text
         self._show()
 
+    def wait(self, part: str) -> None:
+        """Another process is at it; until something is done here, no time has passed."""
+        mine = self.parts[part]
+        mine.note = "in another process"
+        if not mine.done:
+            mine.started = self.clock()
+        if not any(each.done for each in self.parts.values()):
+            self.started = self.clock()
+        self._show()
+
     def advance(self, part: str, units: float) -> None:
         self.parts[part].done += units
         self._show()

@@ -52,7 +52,7 @@ from igr.experiments.files import (
     read_json,
     reason,
     remove_temporary,
-    store,
+    write_atomically,
     write_csv,
     write_json,
 )
@@ -127,7 +127,7 @@ def versions() -> dict[str, Any]:
 class RunFolder:
     """The records of one run; `write` has its files written."""
 
-    def __init__(self, path: Path, write: Write = store) -> None:
+    def __init__(self, path: Path, write: Write = write_atomically) -> None:
         self.path, self.write = path, write
 
     @property
@@ -198,7 +198,7 @@ class RunFolder:
 class SweepFolder:
     """The records of a sweep; `write` has its runs' files written."""
 
-    def __init__(self, path: Path, write: Write = store) -> None:
+    def __init__(self, path: Path, write: Write = write_atomically) -> None:
         self.path, self.write = path, write
 
     @classmethod

@@ -449,10 +449,6 @@ class Sweep:
             for run in runs
         ]
 
-    def forget_states(self, root: Path) -> None:
-        """Remove what it has left for others."""
-        self.folder(root).forget()
-
     def results(self, root: Path) -> list[Result]:
         """What came out, once it is done."""
         folder = self.folder(root)
@@ -532,9 +528,9 @@ def run_rows(root: Path) -> list[dict[str, Any]]:
 
 
 def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean and standard deviation; NaN where there is none."""
+    """Mean and standard deviation; NaN where there is none, or where one of the values is no finite number."""
     numbers = [value for value in values if value is not None]
-    if not numbers:
+    if not numbers or not all(map(math.isfinite, numbers)):
         return math.nan, math.nan
     spread = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
     return statistics.fmean(numbers), spread

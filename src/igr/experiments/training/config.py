@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin, get_type_hints
 
+from igr import _checks
 from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.models import families, likelihoods
 from igr.experiments.training.objectives import ESTIMATORS, OWN_TEMPERATURE, RELAXED, declared
@@ -26,6 +27,15 @@ def check_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name}: expected a positive finite number, got {value}")
 
 
+def check_temperature(name: str, value: float) -> None:
+    """Raise ConfigError unless `value` is a number that the library takes as a temperature."""
+    check_positive(name, value)
+    try:
+        _checks.temperature(name, value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def check_count(name: str, value: int, least: int = 1) -> None:
     """Raise ConfigError unless `value` is a whole number of at least `least`."""
     if not (isinstance(value, int) and value >= least):
@@ -33,9 +43,10 @@ def check_count(name: str, value: int, least: int = 1) -> None:
 
 
 def check_distinct(name: str, values: Sequence[object]) -> None:
-    """Raise ConfigError if a value is given twice."""
-    if len(set(values)) < len(values):
-        raise ConfigError(f"{name}: given twice among {', '.join(map(str, values))}")
+    """Raise ConfigError if a value is given twice; numbers are told apart by as many digits as names of runs have."""
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    if len(set(texts)) < len(texts):
+        raise ConfigError(f"{name}: given twice among {', '.join(texts)}")
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class _Shared:
         check_choice("decoder", self.decoder, likelihoods.LIKELIHOODS)
         check_count("num-variables", self.num_variables)
         check_count("num-categories", self.num_categories, least=2)
-        check_positive("prior-temperature", self.prior_temperature)
+        check_temperature("prior-temperature", self.prior_temperature)
         check_count("epochs", self.epochs)
         check_choice("estimator", self.estimator, (*RELAXED, *ESTIMATORS))
         self._check_estimator()
@@ -94,7 +105,7 @@ class _Shared:
         if self.kl_weight is not None and not math.isfinite(self.kl_weight):
             raise ConfigError(f"kl-weight: expected a finite number, got {self.kl_weight}")
         if self.estimator_temperature is not None:
-            check_positive("estimator-temperature", self.estimator_temperature)
+            check_temperature("estimator-temperature", self.estimator_temperature)
             if self.estimator not in OWN_TEMPERATURE:
                 raise ConfigError(
                     f"estimator-temperature: of {', '.join(OWN_TEMPERATURE)} alone, and not of {self.estimator}"
@@ -171,7 +182,7 @@ class RunConfig(_Shared):
             raise ConfigError(
                 f"unit-scale: {self.family} has no scale to hold; it is for {', '.join(scaled)}"
             )
-        check_positive("temperature", self.temperature)
+        check_temperature("temperature", self.temperature)
         check_count("seed", self.seed, least=0)
 
     @property
@@ -193,7 +204,7 @@ class SweepConfig(_Shared):
         for name, values in {"family": self.families, "temperature": self.temperatures}.items():
             if not values:
                 raise ConfigError(f"{name}: expected at least one")
-            check_distinct(name, [f"{v:g}" if isinstance(v, float) else v for v in values])
+            check_distinct(name, values)
         check_count("seeds", self.seeds)
         self.runs()
 
