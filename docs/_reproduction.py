@@ -43,19 +43,17 @@ def numbers(entries: Sequence[Entry]) -> str:
     """The finished rows of a table on one data set."""
     kind, rows = entries[0].table, []
     for entry in entries:
-        record = entry.record
-        if record is None:
+        if (record := entry.record) is None:
             continue
-        estimates = [nats(*entry.numbers("released_estimate"))] if kind.has_released else []
-        chosen = record["chosen"]
+        texts = entry.texts()
         rows.append(
             [
-                entry.row.label,
-                nats(*entry.ours),
-                *estimates,
-                nats(*entry.paper) if entry.paper else "none",
+                texts["label"],
+                texts["ours"],
+                *([texts["released"]] if kind.has_released else []),
+                texts["paper"] or "none",
                 _verdict(entry),
-                f"{chosen['temperature']:g}, {chosen['lr']:g}",
+                f"{texts['temperature']}, {record['chosen']['lr']:g}",
                 str(len(record["runs"])),
             ]
         )

@@ -28,11 +28,12 @@ from igr.experiments import cli
 from igr.experiments.cli import console, training
 from igr.experiments.cli._missing import exit_if_missing
 from igr.experiments.cli.app import COMMANDS
-from igr.experiments.cli.demo import tolerance, verdict
+from igr.experiments.cli.demo import DEMO_MARK, tolerance, verdict
 from igr.experiments.cli.evaluate import evaluate_runs
 from igr.experiments.cli.training import Group
 from igr.experiments.errors import ConfigError, RecordError
 from igr.experiments.files import write_atomically
+from igr.experiments.runs.jobs import locked
 from igr.experiments.runs.records import RunFolder, SweepFolder, open_runs
 from igr.experiments.runs.stopping import Interrupted
 from igr.experiments.runs.sweep import Result, Scoring
@@ -349,6 +350,20 @@ def test_a_demo_stopped_goes_on_by_itself(
     assert igr_command(*command) == 130
     # 13 steps an epoch, two epochs, two families: all but the first epoch of the first.
     assert len(steps) == 3 * 13
+
+
+def test_a_demo_removes_nothing_that_another_process_is_at(
+    tmp_path: Path, said: Callable[[], tuple[str, str]]
+) -> None:
+    folder = tmp_path / "demo"
+    command = ["demo", "--seeds", 1, "--samples", 2, "--out", folder]
+    SweepFolder.open(folder, SweepConfig(), resume=False)
+    (folder / DEMO_MARK).write_text("")
+    before = sorted(folder.rglob("*"))
+    with locked(folder, "a sweep"):
+        assert igr_command(*command, "--epochs", 1) == 2
+        assert "another process is at work in" in said()[1]
+        assert {*before} <= {*folder.rglob("*")}
 
 
 def fail_with(error: BaseException | type[BaseException]) -> Callable[..., None]:

@@ -79,6 +79,12 @@ def test_what_is_on_disk_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert f"{longer.name}: in work" in said(tmp_path, capsys)
 
 
+def test_a_figure_of_fits_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "figures" / "smoke").mkdir(parents=True)
+    (tmp_path / "figures" / "smoke" / "figure4.json").write_text("{}")
+    assert "0 cells and 1 figures of fits done;" in said(tmp_path, capsys)
+
+
 def test_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from igr.experiments.cli import console
 from igr.experiments.cli.console import fail, say
+from igr.experiments.cli.options import ENGINES
 from igr.experiments.cli.training import load_data
 from igr.experiments.errors import ConfigError, check_choice
 from igr.experiments.paper import results
@@ -39,7 +40,7 @@ class Where:
     def make(self, missing: Sequence[Job]) -> engines.Engine:
         """The engine for these jobs."""
         compute = Compute(self.device, self.compiled)
-        check_choice("engine", self.engine, engines.ENGINES)
+        check_choice("engine", self.engine, ENGINES)
         check_count("workers", self.workers, least=0)
         check_positive("cpus-per-task", self.cpus)
         if self.gpus:

@@ -26,8 +26,9 @@ Records = Annotated[
 Epochs = Annotated[int, option("Training epochs.")]
 Threads = Annotated[int, option("CPU threads; 0: as torch chooses.")]
 Samples = Annotated[int, option("Samples m of the importance-weighted bound.")]
+ENGINES = ("local", "ray")
 Engine = Annotated[
-    str, option("Processes on this machine, or a Ray cluster (pip install ray).", ("local", "ray"))
+    str, option("Processes on this machine, or a Ray cluster (pip install ray).", ENGINES)
 ]
 RayAddress = Annotated[str | None, option("Of the Ray cluster; without it, one is started here.")]
 Workers = Annotated[

@@ -120,9 +120,10 @@ def reproduce(
     for name, paths in pictures.items():
         _figure(name, paths, root, plan)
     say(f"Scale {scale}: {SCALES[scale].description}.")
+    tables = " (cells.csv and results.csv open in pandas)" if entries else ""
     say(
-        f"Records: {root} (cells.csv and results.csv open in pandas); one page of everything:"
-        f" igr report {root}; {duration(time.monotonic() - start)} in all.",
+        f"Records: {root}{tables}; one page of everything: igr report {root};"
+        f" {duration(time.monotonic() - start)} in all."
     )
     if failed:
         raise failed

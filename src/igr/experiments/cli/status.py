@@ -29,9 +29,10 @@ def status(
         raise RecordError(
             f"{root}: expected the folder that `igr reproduce` or `igr sweep` writes, and this is none"
         )
-    cells = len(list(root.glob("cells/*.json")))
+    cells, fits = (len(list(root.glob(f"{each}.json"))) for each in ("cells/*", "figures/*/*"))
+    done = f"{cells} cells" + (f" and {fits} figures of fits" if fits else "")
     trained, begun = found.sweeps(root)
-    say(f"{cells} cells done; {trained} sweeps trained, {len(begun)} begun")
+    say(f"{done} done; {trained} sweeps trained, {len(begun)} begun")
     for each in begun:
         how = "in work" if each.running else "waiting"
         say(

@@ -22,8 +22,6 @@ from igr.experiments.runs.jobs import Context, Task, perform
 from igr.experiments.runs.stopping import ENDS, StopRequest, ctrl_c_held_back, ignore_ctrl_c
 from igr.experiments.training.compute import CPU, Compute, keep_memory
 
-ENGINES = ("local", "ray")
-
 _STATES = 10.0  # seconds between states that are sent from other machines
 
 Tell = Callable[..., object]

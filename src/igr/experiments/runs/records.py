@@ -48,6 +48,7 @@ from igr.experiments.files import (
     Write,
     acquire,
     check_name,
+    is_held,
     make_folder,
     read_json,
     reason,
@@ -311,7 +312,15 @@ class SweepFolder:
                 path.unlink(missing_ok=True)
 
     def remove(self, *others: str) -> None:
-        """Delete the sweep's records and the files named, and nothing else that may lie in the folder."""
+        """Delete the sweep's records and the files named, and nothing else that may lie in the folder.
+
+        Raises:
+            RecordError: if a process is at work on it.
+        """
+        if any(map(is_held, (self.path / "locks").glob("*.lock"))):
+            raise RecordError(
+                f"another process is at work in {self.path}: wait for it, or choose another --out"
+            )
         try:
             for part in ("state", "runs", "locks"):
                 if (self.path / part).exists():
