@@ -148,7 +148,7 @@ def test_scales_of_a_divergence(plain: bool) -> None:
             fn.gaussian_kl(loc, scale, scale0=wrong)
         with pytest.raises(ValueError, match="scale0: expected a positive finite number"):
             fn.gaussian_kl(loc, scale, scale0=bad)
-    with pytest.raises(ValueError, match=r"scale: expected a tensor, got 1\.0"):
+    with pytest.raises(ValueError, match=r"scale: expected a tensor, got float"):
         fn.gaussian_kl(loc, 1.0)
     for name in ("loc0", "scale0"):
         with pytest.raises(ValueError, match=rf"{name}: expected .*\(2, 3\), got \(4,\)"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,12 +21,20 @@ __all__ = [
     "floating",
     "gaussians",
     "is_eager",
+    "is_positive",
+    "number",
     "positive",
+    "real",
     "satisfies",
+    "shape",
     "temperature",
+    "tensor",
     "unexpected",
     "values_can_be_read",
 ]
+
+
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 
 
 def is_eager() -> bool:
@@ -97,7 +107,7 @@ def between(name: str, value: Tensor, low: float, high: float, expected: str) ->
 
 def count(name: str, value: Any, least: int = 1) -> int:
     """`value` as Python's number, or ValueError unless it is a whole number of at least `least`."""
-    number = value
+    number = None if isinstance(value, bool) else value
     if not isinstance(value, (int, torch.SymInt)):
         try:
             number = value.__index__()
@@ -108,6 +118,39 @@ def count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def shape(name: str, value: Any) -> torch.Size:
+    """A shape, or ValueError unless it is a sequence of whole numbers."""
+    if isinstance(value, torch.Size):
+        return value
+    try:
+        sizes = tuple(value)
+    except TypeError:
+        raise ValueError(
+            f"{name}: expected a sequence of sizes, such as (5,) or (), got {value!r}"
+        ) from None
+    return torch.Size([count(name, size, 0) for size in sizes])
+
+
+def number(name: str, value: Any, expected: str, valid: Callable[[float], bool]) -> float:
+    """`value` as Python's number, or ValueError unless it is a valid one, not a tensor that is learned."""
+    found = value
+    if isinstance(value, bool) or getattr(value, "requires_grad", False):
+        found = math.nan
+    elif not isinstance(value, _NUMBERS):
+        try:
+            found = value.__float__()
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            found = math.nan
+    if not valid(found):
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return found
+
+
+def is_positive(x: float) -> bool:
+    """Whether a number is positive and finite."""
+    return 0 < x < math.inf
+
+
 def unexpected(name: str, value: Any, expected: str) -> ValueError:
     """What to raise where a distribution is expected and `value` is none, or not of the kind."""
     module = isinstance(value, torch.nn.Module)
@@ -115,27 +158,36 @@ def unexpected(name: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"{name}: expected {expected}, got {type(value).__name__}{hint}")
 
 
-def positive(name: str, value: Any, validate_args: bool | None = None, above: float = 0.0) -> Any:
-    """`value`, or ValueError unless it is positive, finite and above what is given.
-
-    NumPy's numbers come out as Python's, and tensors of one element without dimensions: as in torch, they add none to
-    a batch.
-    """
+def real(name: str, value: Any, kind: str = "") -> Any:
+    """`value`, NumPy's numbers as Python's; or ValueError unless it is a number, or a tensor of real ones."""
     if isinstance(value, Tensor):
         if value.dtype == torch.bool:
             raise ValueError(
-                f"{name}: expected positive numbers, got a boolean tensor; a mask of categories goes as `allowed`, "
+                f"{name}: expected {kind}numbers, got a boolean tensor; a mask of categories goes as `allowed`, "
                 "where that is an argument"
             )
+        if value.is_complex():
+            raise ValueError(f"{name}: expected {kind}real numbers, got {value.dtype}")
+    elif isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        other = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
+        if isinstance(value, bool) or not other:
+            raise ValueError(
+                f"{name}: expected a {kind}number or a tensor, got {type(value).__name__}"
+            )
+        value = float(value)
+    return value
+
+
+def positive(name: str, value: Any, validate_args: bool | None = None, above: float = 0.0) -> Any:
+    """`real`, or ValueError unless it is positive, finite and above what is given.
+
+    Tensors of one element come out without dimensions: as in torch, they add none to a batch.
+    """
+    value = real(name, value, "positive ")
+    if isinstance(value, Tensor):
         if enabled(validate_args):
             between(name, value, above, torch.inf, "positive finite values" + _above(above))
         return value.reshape(()) if value.dim() and value.numel() == 1 else value
-    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        if not isinstance(value, numbers.Real) and getattr(value, "shape", None) != ():
-            raise ValueError(
-                f"{name}: expected a positive number or a tensor, got {type(value).__name__}"
-            )
-        value = float(value)
     if not above < value < float("inf"):
         raise ValueError(f"{name}: expected a positive finite number{_above(above)}, got {value}")
     return value
@@ -217,15 +269,21 @@ def gaussians(
     return loc.to(dtype), scale.to(dtype), allowed
 
 
-def floating(name: str, value: Any) -> None:
-    """Raise ValueError unless it is a floating-point tensor."""
+def tensor(name: str, value: Any) -> Tensor:
+    """`value`, or ValueError unless it is a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"{name}: expected a tensor, got {type(value).__name__}; "
-            "torch.as_tensor makes one of an array or a list"
+            "torch.as_tensor makes one of an array, a list or a number"
         )
-    if not value.is_floating_point():
+    return value
+
+
+def floating(name: str, value: Any) -> Tensor:
+    """`value`, or ValueError unless it is a floating-point tensor."""
+    if not tensor(name, value).is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
+    return value
 
 
 def categories(name: str, value: Any, dim: Any = -1, least: int = 0) -> int:
@@ -276,6 +334,8 @@ def broadcast_batch(name: str, batch_shape: torch.Size, shape: torch.Size) -> to
 
 def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:
     """Broadcast tensors against each other, or raise ValueError that names them."""
+    for name, value in tensors.items():
+        tensor(name, value)
     first, *others = tensors.values()
     if all(t.shape == first.shape for t in others):
         return tuple(tensors.values())

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from igr import _checks
 from igr._checks import values_can_be_read
 from igr._quadrature import gauss_legendre
-from igr.functional import HALF_LOG_2PI, full_precision
+from igr.functional import HALF_LOG_2PI, draw, full_precision
 
 __all__ = [
     "conditional_gaussian",
@@ -130,7 +131,7 @@ def log_ndtri(log_p: Tensor) -> Tensor:
         >>> log_ndtri(torch.special.log_ndtr(torch.tensor([-100.0, -1.0, 3.0]))).round(decimals=3)
         tensor([-100.,   -1.,    3.])
     """
-    log_p = full_precision(log_p)
+    log_p = full_precision(_checks.floating("log_p", log_p))
     with torch.no_grad():
         lower = torch.special.ndtri(log_p.clamp(min=-40.0).exp())
         upper = -torch.special.ndtri(-torch.expm1(log_p))
@@ -253,8 +254,8 @@ def truncated_normal_below(loc: Tensor, scale: Tensor, bound: Tensor, noise: Ten
         >>> truncated_normal_below(zero, one, zero - 100.0, zero + 0.5)
         tensor(-100.0069)
     """
-    given = (full_precision(x) for x in (loc, scale, bound, noise))
-    loc, scale, bound, noise = torch.broadcast_tensors(*given)
+    given = _checks.broadcast(loc=loc, scale=scale, bound=bound, noise=noise)
+    loc, scale, bound, noise = (full_precision(x) for x in given)
     y: Tensor = _TruncatedNormal.apply(loc, scale, bound, noise, None)[0]
     return y
 
@@ -567,11 +568,8 @@ def _uniform(like: Tensor, noise: Tensor | None, generator: torch.Generator | No
     """Uniform noise strictly inside (0, 1) in the dtype of the computation."""
     dtype = _compute_dtype(like)
     if noise is None:
-        if generator is None:
-            noise = torch.rand_like(like, dtype=dtype)
-        else:
-            noise = torch.rand(like.shape, dtype=dtype, device=like.device, generator=generator)
-    elif noise.shape != like.shape:
+        noise = draw(torch.rand, like.shape, dtype, like.device, generator)
+    elif _checks.tensor("noise", noise).shape != like.shape:
         raise ValueError(
             f"noise: expected uniform numbers of shape {tuple(like.shape)}, got shape {tuple(noise.shape)}"
         )
@@ -614,14 +612,15 @@ def conditional_gaussian_and_log_prob(
     Returns:
         y of shape ``(*batch, K-1)`` and the log-probability of shape ``(*batch,)``.
     """
-    if onehot.shape[-1] != loc.shape[-1] + 1:
+    loc, scale = _checks.broadcast(loc=_checks.floating("loc", loc), scale=scale)
+    if _checks.tensor("onehot", onehot).shape[-1:] != (loc.shape[-1] + 1,):
         raise ValueError(
             f"onehot: expected {loc.shape[-1] + 1} categories in its last dimension, one more than loc has, "
             f"got shape {tuple(onehot.shape)}"
         )
     dtype = loc.dtype
     size = loc.shape[-1]
-    shape = torch.broadcast_shapes(loc.shape, scale.shape, (*onehot.shape[:-1], size))
+    shape = (*_checks.broadcast_batch("onehot", loc.shape[:-1], onehot.shape[:-1]), size)
     compute = _compute_dtype(loc)
     m, s = loc.to(compute).expand(shape), scale.to(compute).expand(shape)
     winner = (onehot > 0).expand(*shape[:-1], size + 1)
@@ -779,14 +778,14 @@ def conditional_gumbel(
         >>> conditional_gumbel(torch.tensor([5.0, 0.0, -5.0]), torch.tensor([0.0, 0.0, 1.0])).argmax()
         tensor(2)
     """
-    if onehot.shape[-1] != logits.shape[-1]:
+    if _checks.tensor("onehot", onehot).shape[-1:] != _checks.floating("logits", logits).shape[-1:]:
         raise ValueError(
             f"onehot: expected {logits.shape[-1]} categories in its last dimension, as logits has, "
             f"got shape {tuple(onehot.shape)}"
         )
     dtype = logits.dtype
     wide = logits.to(_compute_dtype(logits))
-    shape = torch.broadcast_shapes(wide.shape, onehot.shape)
+    shape = _checks.broadcast_batch("onehot", wide.shape, onehot.shape)
     wide = wide.expand(shape)
     winner = (onehot > 0).expand(shape)
     if value is None:

@@ -25,7 +25,7 @@ from torch.distributions.transforms import Transform
 from igr import _checks, functional
 from igr.constraints import countable
 from igr.discrete import monte_carlo_probs
-from igr.distributions import RecoveredCategorical, Relaxation, _as_tensor
+from igr.distributions import RecoveredCategorical, Relaxation
 from igr.stick_breaking import leader_log_probs
 from igr.transforms import Compose, Sharpen, StickBreaking
 
@@ -87,6 +87,7 @@ class CountableParameters(nn.Module):
             raise ValueError(f"maximum: expected at least initial ({initial}), got {maximum}")
         self.precision = _check_precision(precision)
         self.maximum = maximum
+        loc, scale = _checks.real("loc", loc), _checks.positive("scale", scale)
         if device is None:
             device = next((x.device for x in (loc, scale) if isinstance(x, Tensor)), None)
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -317,10 +318,10 @@ class CountableIGR(Relaxation):
                     "parameters: expected igr.nn.CountableParameters, or a pair of tensors (loc, scale), "
                     f"got {type(parameters).__name__}"
                 )
-            loc, scale = (
-                _as_tensor(*pair) for pair in zip(("loc", "scale"), parameters, strict=True)
+            loc, scale = parameters
+            loc, scale = _checks.broadcast(
+                loc=_checks.floating("loc", loc), scale=_checks.floating("scale", scale)
             )
-            loc, scale = _checks.broadcast(loc=loc, scale=scale)
             if loc.dim() < 1 or loc.shape[-1] < 1:
                 raise ValueError(f"loc: expected shape (*batch, maximum), got {tuple(loc.shape)}")
             if _checks.enabled(validate_args):
@@ -377,11 +378,7 @@ class CountableIGR(Relaxation):
         return loc[..., :num_coordinates], scale[..., :num_coordinates]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> CountableIGR:
-        batch_shape = torch.Size(batch_shape)
-        if _checks.broadcast_batch("batch_shape", self.batch_shape, batch_shape) != batch_shape:
-            raise ValueError(
-                f"batch_shape: expected one that {tuple(self.batch_shape)} expands to, got {tuple(batch_shape)}"
-            )
+        batch_shape = self._expanded(batch_shape)
         new = type(self).__new__(type(self)) if _instance is None else _instance
         for name in ("parameters", "temperature", "closing", "_precision"):
             setattr(new, name, getattr(self, name))
@@ -397,6 +394,7 @@ class CountableIGR(Relaxation):
     def _noise(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Noise of as many coordinates as the longest sample needs, and each sample's K."""
         limit = math.log1p(-self.precision)
+        sample_shape = _checks.shape("sample_shape", sample_shape)
         noise: Tensor | None = None
         while True:
             loc, scale = (functional.full_precision(x) for x in self._values(self.num_coordinates))
@@ -604,9 +602,7 @@ def _any(condition: Tensor) -> bool:
 
 
 def _check_precision(precision: float) -> float:
-    if not 0 < precision < 1:
-        raise ValueError(f"precision: expected a number in (0, 1), got {precision}")
-    return float(precision)
+    return _checks.number("precision", precision, "a number in (0, 1)", lambda x: 0 < x < 1)
 
 
 def _extend(x: Tensor, num_coordinates: int) -> Tensor:

@@ -50,9 +50,8 @@ def log_normal_cdf(x: Tensor) -> Tensor:
     >>> log_normal_cdf(torch.tensor([-100.0, 0.0, 3.0]))
     tensor([-5.0055e+03, -6.9315e-01, -1.3508e-03])
     """
-    dtype = x.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
+    dtype = _checks.floating("x", x).dtype
+    x = functional.full_precision(x)
     # Each branch sees only arguments that it can take, or the gradients of the others would be NaN.
     # Beyond `far` the square of the cdf, which a second derivative divides by, would underflow.
     far = -25.0 if x.dtype == torch.float64 else -8.5
@@ -452,13 +451,13 @@ def _check(
     loc, scale, allowed = _checks.gaussians(loc, scale, allowed, validate_args)
     dtype = loc.dtype
     smallest = 1e-12 if dtype == torch.float64 else 3e-6
-    if tolerance is not None and not smallest <= tolerance <= 0.01:
-        raise ValueError(
-            f"tolerance: expected a number from {smallest} to 0.01 for {dtype}, got {tolerance}"
-        )
+    if tolerance is not None:
+        expected = f"a number from {smallest} to 0.01 for {dtype}"
+        _checks.number("tolerance", tolerance, expected, lambda x: smallest <= x <= 0.01)
     if num_nodes is not None:
         _checks.count("num_nodes", num_nodes, 16)
     _checks.count("max_elements", max_elements)
+    threshold = _checks.real("threshold", threshold)
     if not isinstance(threshold, Tensor) and not threshold < torch.inf:
         raise ValueError(f"threshold: expected a number below infinity, got {threshold}")
     batch = loc.shape[:-1]
@@ -586,8 +585,9 @@ def monte_carlo_probs(
     tensor([0.6000, 0.2000, 0.2000])
     """
     _checks.count("num_samples", num_samples)
-    if not 0 <= pseudo_count < math.inf:
-        raise ValueError(f"pseudo_count: expected a number of 0 or more, got {pseudo_count}")
+    _checks.number(
+        "pseudo_count", pseudo_count, "a number of 0 or more", lambda x: 0 <= x < math.inf
+    )
     _checks.count("max_elements", max_elements)
     with torch.no_grad():
         # the first draw tells how large one is

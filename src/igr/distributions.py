@@ -78,6 +78,9 @@ class RecoveredCategorical(OneHotCategorical, PyroSite):
         standard_error: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        for name, value in (("probs", probs), ("logits", logits)):
+            if value is not None:
+                _checks.floating(name, value)
         # OneHotCategorical would check the probabilities by torch's default, whatever it is asked.
         self._categorical = Categorical(probs, logits, validate_args=False)
         *batch, size = self._categorical.param_shape
@@ -91,9 +94,10 @@ class RecoveredCategorical(OneHotCategorical, PyroSite):
             _checks.satisfies(name, values, valid.all(-1), "weights that can be normalised")
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        sample_shape = _checks.shape("sample_shape", sample_shape)
         if 0 in sample_shape:  # torch.multinomial draws one at least
-            return self.probs.new_zeros(self._extended_shape(torch.Size(sample_shape)))
-        return super().sample(torch.Size(sample_shape))
+            return self.probs.new_zeros(self._extended_shape(sample_shape))
+        return super().sample(sample_shape)
 
     def _validate_sample(self, value: Tensor) -> None:
         if _checks.values_can_be_read(value):
@@ -318,6 +322,15 @@ class Relaxation(PyroSite):
         ours = next(c for c in type(self).__mro__ if c.__module__ == __name__)
         return self._get_checked_instance(ours, instance)
 
+    def _expanded(self, batch_shape: Sequence[int]) -> torch.Size:
+        """A batch shape that this one expands to, or ValueError."""
+        batch_shape = _checks.shape("batch_shape", batch_shape)
+        if _checks.broadcast_batch("batch_shape", self.batch_shape, batch_shape) != batch_shape:
+            raise ValueError(
+                f"batch_shape: expected one that {tuple(self.batch_shape)} expands to, got {tuple(batch_shape)}"
+            )
+        return batch_shape
+
     def _recovered(self, **values: Any) -> RecoveredCategorical:
         """What `discrete` returns: made of parameters that were checked."""
         found = RecoveredCategorical(**values, validate_args=False)
@@ -405,7 +418,7 @@ class _Normal(Normal, PyroSite):
         return self.loc + self.scale * self.noise(sample_shape)
 
     def noise(self, sample_shape: Sequence[int]) -> Tensor:
-        shape = (*sample_shape, *self.loc.shape)
+        shape = _checks.shape("sample_shape", sample_shape) + self.loc.shape
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
 
@@ -460,14 +473,16 @@ class IGR(Relaxation, TransformedDistribution):
         *,
         num_categories: int | None = None,
     ) -> None:
-        loc, scale = _as_tensor("loc", loc), _as_tensor("scale", scale)
+        loc, scale = _checks.floating("loc", loc), _checks.floating("scale", scale)
         dtype = _promoted(loc, scale, *_last_parameters(transform))
         loc, scale = _checks.broadcast(loc=loc.to(dtype), scale=scale.to(dtype))
         if loc.dim() < 1 or loc.shape[-1] < 1:
             raise ValueError(
                 f"loc: expected shape (*batch, K-1) with K >= 2, got {tuple(loc.shape)}"
             )
-        if num_categories is not None and loc.shape[-1] != num_categories - 1:
+        if num_categories is not None and loc.shape[-1] + 1 != _checks.count(
+            "num_categories", num_categories
+        ):
             raise ValueError(
                 f"loc: expected {num_categories - 1} entries in the last dimension, one fewer than num_categories = "
                 f"{num_categories}, got shape {tuple(loc.shape)}; the last category has none of its own. Of the logits "
@@ -500,6 +515,8 @@ class IGR(Relaxation, TransformedDistribution):
             raise ValueError(
                 f"base: {cls.__name__} has a Gaussian base and a map of its own; use igr.IGR.from_base"
             )
+        if not isinstance(base, Distribution):
+            raise _checks.unexpected("base", base, "a distribution")
         if len(base.event_shape) != 1:
             raise ValueError(
                 f"base: expected event_shape (K-1,), got {tuple(base.event_shape)}; "
@@ -659,8 +676,14 @@ class IGR(Relaxation, TransformedDistribution):
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
         """
         num_categories = _checks.count("num_categories", num_categories, 2)
-        scale = float(_checks.positive("scale", scale))
-        size = (*batch_shape, num_categories - 1)
+        scale = _checks.number(
+            "scale",
+            scale,
+            "a positive finite number, the same for all (for several, "
+            f"igr.match(torch.full((K,), 1 / K), igr.{cls.__name__}, temperature, scale=scale))",
+            _checks.is_positive,
+        )
+        size = (*_checks.shape("batch_shape", batch_shape), num_categories - 1)
         loc = torch.tensor(cls._uniform_loc(num_categories, scale), device=device, dtype=dtype)
         make: Callable[..., Q] = cls
         return make(
@@ -764,9 +787,8 @@ class IGR(Relaxation, TransformedDistribution):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> IGR:
         new = self._new(_instance)
-        new._set_up(
-            self.base_dist.expand(torch.Size(batch_shape)), self.transform, self._validate_args
-        )
+        base = self.base_dist.expand(self._expanded(batch_shape))
+        new._set_up(base, self.transform, self._validate_args)
         return new
 
     def _affine(self, noise: Tensor) -> Tensor:
@@ -779,13 +801,13 @@ class IGR(Relaxation, TransformedDistribution):
     def _rsample_base(self, sample_shape: Sequence[int]) -> Tensor:
         """Draw y."""
         if not self._is_gaussian:
-            return self.base_dist.rsample(torch.Size(sample_shape))
+            return self.base_dist.rsample(_checks.shape("sample_shape", sample_shape))
         return self._affine(self._noise(sample_shape))
 
     def _rsample_base_and_log_prob(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Draw y and its log-density under the base."""
         if not self._is_gaussian:
-            y = self.base_dist.rsample(torch.Size(sample_shape))
+            y = self.base_dist.rsample(_checks.shape("sample_shape", sample_shape))
             return y, self.base_dist.log_prob(y)
         noise = self._noise(sample_shape)
         # Scored by its noise: (y - loc) / scale would lose it where the scale is small.
@@ -933,7 +955,7 @@ class SoftmaxIGR(IGR):
         return self.transform.parts[-1]  # type: ignore[return-value]
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        if sample_shape or self.allowed is not None:
+        if _checks.shape("sample_shape", sample_shape) or self.allowed is not None:
             return super().rsample(sample_shape)
         noise = self._gaussian.noise(())
         return functional.sample_softmax_plus_plus(
@@ -1253,7 +1275,8 @@ class GumbelSoftmax(Relaxation):
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
         """
         num_categories = _checks.count("num_categories", num_categories, 2)
-        logits = torch.zeros(*batch_shape, num_categories, device=device, dtype=dtype)
+        size = (*_checks.shape("batch_shape", batch_shape), num_categories)
+        logits = torch.zeros(size, device=device, dtype=dtype)
         return cls(temperature, logits=logits, **options)
 
     def _cast(self, z: Tensor) -> Tensor:
@@ -1279,7 +1302,7 @@ class GumbelSoftmax(Relaxation):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GumbelSoftmax:
         new = self._new(_instance)
-        batch_shape = torch.Size(batch_shape)
+        batch_shape = self._expanded(batch_shape)
         new.temperature = self.temperature
         new.logits = self.logits.expand(*batch_shape, -1)
         PyroSite.__init__(new, batch_shape, self.event_shape, validate_args=False)
@@ -1288,7 +1311,7 @@ class GumbelSoftmax(Relaxation):
 
     def _draw(self, sample_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         logits = functional.full_precision(self.logits)
-        shape = (*sample_shape, *logits.shape)
+        shape = _checks.shape("sample_shape", sample_shape) + logits.shape
         noise = functional.gumbel_sample(shape, logits.dtype, logits.device)
         return functional.temper(logits + noise, self.temperature), noise
 
@@ -1349,19 +1372,11 @@ class GumbelSoftmax(Relaxation):
 
 
 def _of_all_categories(name: str, value: Any) -> Tensor:
-    value = _as_tensor(name, value)
+    value = _checks.floating(name, value)
     if value.dim() < 1 or value.shape[-1] < 2:
         raise ValueError(
             f"{name}: expected shape (*batch, K) with K >= 2, got {tuple(value.shape)}"
         )
-    return value
-
-
-def _as_tensor(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
     return value
 
 

@@ -120,7 +120,8 @@ def _batch(x: Tensor, dim: int) -> torch.Size:
 
 
 def _fits(name: str, value: Any, other: str, shape: torch.Size) -> None:
-    """Raise ValueError unless what is no number broadcasts against a shape."""
+    """Raise ValueError unless it is a number, or a tensor that broadcasts against a shape."""
+    value = _checks.real(name, value)
     if isinstance(value, Tensor) and not _checks.broadcasts(value.shape, shape):
         raise ValueError(
             f"{name}: expected a shape that broadcasts against that of {other}, {tuple(shape)}, "
@@ -722,7 +723,7 @@ def planar_inverse(
     dim, dtype = _checks.categories("x", x, dim), x.dtype
     if validate_args is not False:
         _planar_fits("x", x, u, w, b, dim)
-        _fits("near", near, "x", x.shape)
+        _fits("near", x if near is None else near, "x", x.shape)
     x, u, w, b = (_full_precision(t) for t in (x, u, w, b))
     b = lift(b, dim)
     direction, soft = _planar_direction(u, w, dim)
@@ -762,7 +763,8 @@ def straight_through(hard: Tensor, relaxed: Tensor) -> Tensor:
     >>> straight_through(torch.tensor([0.0, 1.0]), z).detach()
     tensor([0., 1.])
     """
-    _fits("hard", hard, "relaxed", relaxed.shape)
+    hard = _checks.tensor("hard", hard)
+    _fits("hard", hard, "relaxed", _checks.floating("relaxed", relaxed).shape)
     return hard + (relaxed - relaxed.detach())
 
 
@@ -776,13 +778,19 @@ def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tens
     return gumbel_sample(like.shape, like.dtype, like.device, generator)
 
 
-def _draw(
+def draw(
     random: Callable[..., Tensor],
     shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator | None,
 ) -> Tensor:
+    """Random numbers, of torch's global generator where there is none."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator: expected a torch.Generator or None, got {generator!r}; torch.Generator().manual_seed(0) makes "
+            "one"
+        )
     if generator is None:  # with one, even None, torch does without symbolic sizes
         return random(shape, dtype=dtype, device=device)
     return random(shape, dtype=dtype, device=device, generator=generator)
@@ -794,7 +802,7 @@ def gumbel_sample(
     device: torch.device,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    u = _draw(torch.rand, shape, dtype, device, generator)
+    u = draw(torch.rand, shape, dtype, device, generator)
     # rand returns multiples of eps / 2, zero included; zero is read as half of the smallest other one.
     return -torch.log(-torch.log1p(-u.clamp_min(torch.finfo(dtype).eps / 4)))
 
@@ -818,15 +826,15 @@ def _noise(
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
     if noise is None:
         dtype = torch.promote_types(loc.dtype, scale.dtype)
-        noise = _draw(torch.randn, loc.shape, dtype, loc.device, generator)
+        noise = draw(torch.randn, loc.shape, dtype, loc.device, generator)
     else:
         _noise_fits(noise, "loc", loc)
     return loc, scale, noise, dim
 
 
 def _noise_fits(noise: Any, name: str, like: Tensor) -> None:
-    if getattr(noise, "shape", None) != like.shape:
-        came = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+    if _checks.tensor("noise", noise).shape != like.shape:
+        came = tuple(noise.shape)
         raise ValueError(f"noise: expected the shape of {name}, {tuple(like.shape)}, got {came}")
 
 
@@ -957,15 +965,13 @@ def gaussian_kl(
     torch.Size([8])
     """
     dim = _checks.categories("loc", loc, dim)
-    if not isinstance(scale, Tensor):
-        raise ValueError(f"scale: expected a tensor, got {scale}")
     scale0 = _checks.positive("scale0", scale0, _is_checked(scale0))
     loc, scale = _checks.broadcast(loc=loc, scale=scale)
+    _fits("loc0", loc0, "loc", loc.shape)
+    _fits("scale0", scale0, "loc", loc.shape)
     if _fused.applies(loc, scale, loc0, scale0):
         kl = _fused.gaussian_kl(loc, scale, loc0, scale0, dim)
     else:
-        _fits("loc0", loc0, "loc", loc.shape)
-        _fits("scale0", scale0, "loc", loc.shape)
         kl = gaussian_kl_terms(loc, scale, loc0, scale0).sum(dim)
     if _is_checked(kl) and not kl.detach().amax().item() < math.inf:
         # Only here is it worth while to look at all scales.

@@ -30,7 +30,7 @@ def elbo(log_likelihood: Tensor, kl: Tensor) -> Tensor:
     >>> elbo(torch.tensor([-90.0]), torch.tensor([10.0]))
     tensor([-100.])
     """
-    _fits(kl, log_likelihood.shape)
+    _fits(kl, _checks.tensor("log_likelihood", log_likelihood).shape)
     return log_likelihood - kl
 
 
@@ -92,6 +92,7 @@ def released_estimate(log_likelihood: Tensor, kl: Tensor, dim: int = 0) -> Tenso
 
 
 def _fits(kl: Tensor, shape: torch.Size) -> None:
+    kl = _checks.real("kl", kl)
     if isinstance(kl, Tensor) and kl.shape != shape[max(0, len(shape) - kl.dim()) :]:
         raise ValueError(
             f"kl: expected one for each data point, a shape that {tuple(shape)} ends with, got {tuple(kl.shape)}; sum "
@@ -100,7 +101,8 @@ def _fits(kl: Tensor, shape: torch.Size) -> None:
 
 
 def _log_mean_exp(x: Tensor, dim: int) -> Tensor:
-    if not -x.dim() <= dim < x.dim() or x.shape[dim] == 0:
+    _checks.tensor("log_likelihood", x)
+    if not isinstance(dim, int) or not -x.dim() <= dim < x.dim() or x.shape[dim] == 0:
         raise ValueError(
             f"log_likelihood: expected samples along dimension {dim}, got shape {tuple(x.shape)}"
         )

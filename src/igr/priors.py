@@ -135,6 +135,7 @@ def match(
     made_of = family.func if isinstance(family, functools.partial) else family
     countable = _is_a(made_of, CountableIGR)
     _checks.count("num_samples", num_samples)
+    seed = _checks.count("seed", seed, 0)
     if num_categories is not None:
         num_categories = _checks.count("num_categories", num_categories, 2)
     probs, beyond = _masses(target, None if countable else num_categories, endless=countable)
@@ -227,8 +228,8 @@ def _match_countable(
 
 def _match_igr(probs: Tensor, build: Callable[[Tensor, Tensor], Any], settings: _Settings) -> Any:
     shape = (*probs.shape[:-1], probs.shape[-1] - 1)
-    scale = torch.as_tensor(settings.scale, dtype=torch.float64, device=probs.device)
-    _checks.positive("scale", scale)
+    scale = _checks.positive("scale", settings.scale)
+    scale = torch.as_tensor(scale, dtype=torch.float64, device=probs.device)
     loc, scale = _checks.broadcast(loc=probs.new_zeros(shape), scale=scale)
     probe = build(loc, scale)
     if not isinstance(probe, IGR) or not probe._is_gaussian:
@@ -345,7 +346,10 @@ def distance(
     tensor(True)
     """
     _check_how(how)
+    if not isinstance(q, Relaxation):
+        raise _checks.unexpected("q", q, "a relaxation")
     _checks.count("num_samples", num_samples)
+    seed = _checks.count("seed", seed, 0)
     with torch.no_grad():
         exact = _exact_log_probs(q) if how == "hard" else None
         error = None
@@ -376,9 +380,12 @@ def hazard_loc(probs: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     >>> hazard_loc(torch.tensor([0.5, 0.25, 0.25]))
     tensor([0., 0.])
     """
+    dtype = _checks.floating("probs", probs).dtype
     hazards = hazard(probs.double().clamp_min(_FLOOR))[..., :-1]
     quantile = torch.special.ndtri(hazards.clamp(1e-15, 1 - 1e-15))
-    return (scale * quantile).to(probs.dtype)
+    scale = torch.as_tensor(_checks.positive("scale", scale), device=probs.device)
+    scale, quantile = _checks.broadcast(scale=scale, probs=quantile)
+    return (scale * quantile).to(dtype)
 
 
 @dataclass

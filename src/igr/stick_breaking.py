@@ -84,7 +84,9 @@ def leader_log_probs(
     """
     loc, scale, allowed = _checks.gaussians(loc, scale, allowed, validate_args)
     if smallest_scale is not None:
-        _checks.positive("smallest_scale", smallest_scale)
+        smallest_scale = _checks.number(
+            "smallest_scale", smallest_scale, "a positive finite number", _checks.is_positive
+        )
     _checks.count("max_elements", max_elements)
     dtype = loc.dtype
     loc, scale = loc.double(), scale.double()

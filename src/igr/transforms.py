@@ -469,6 +469,8 @@ class Planar(StableTransform):
 
     def __init__(self, u: Tensor, w: Tensor, b: Tensor) -> None:
         super().__init__()
+        for name, value in (("u", u), ("w", w), ("b", b)):
+            _checks.floating(name, value)
         if u.shape != w.shape or u.shape[:-1] != b.shape:
             raise ValueError(
                 "u, w, b: expected shapes (*batch, K-1), (*batch, K-1), (*batch,), got "
@@ -554,7 +556,7 @@ class Compose(ComposeTransform):
 
     def __init__(self, parts: Iterable[Transform], cache_size: int = 0) -> None:
         flat: list[Transform] = []
-        for part in parts:
+        for part in parts if isinstance(parts, Iterable) else [parts]:
             if not isinstance(part, Transform):
                 raise ValueError(f"parts: expected transforms, got {type(part).__name__}")
             flat.extend(part.parts if isinstance(part, ComposeTransform) else [part])

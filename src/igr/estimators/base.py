@@ -78,6 +78,7 @@ class Estimator(nn.Module):
 
     def _learn(self, name: str, value: float | Tensor) -> None:
         """Make a parameter of that name, of torch's default dtype, on the value's device if it is a tensor."""
+        value = _checks.real(name, value)
         if isinstance(value, Tensor):
             value = value.detach().clone()
         self._initial[name] = value

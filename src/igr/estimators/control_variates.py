@@ -365,7 +365,7 @@ class Rodeo(_SlopesOfOthers):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        self.stack_dims = len(stack)
+        self.stack_dims = len(_checks.shape("stack", stack))
         self.baseline, self.score = (
             ControlNetwork((2,), hidden, stack=stack, factor=0.0) for _ in range(2)
         )
@@ -456,9 +456,10 @@ class ControlNetwork(nn.Module):
         factor: float = 0.1,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
-        size = math.prod(self.shape)
-        self._initial_factor = factor
+        self.shape = _checks.shape("shape", shape)
+        size, hidden = math.prod(self.shape), _checks.count("hidden", hidden)
+        stack = _checks.shape("stack", stack)
+        self._initial_factor = _checks.number("factor", factor, "a finite number", math.isfinite)
 
         def parameter(*dims: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(*stack, *dims))

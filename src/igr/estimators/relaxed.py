@@ -178,6 +178,9 @@ def sticking_the_landing_kl(
         >>> loc.grad.abs().max()
         tensor(0.)
     """
+    num_samples = _checks.count("num_samples", num_samples)
+    if not isinstance(q, Relaxation):
+        raise _checks.unexpected("q", q, "a relaxation")
     noise = Noise(generator, q.batch_shape)
     return _draw_and_kl(q, prior, num_samples, noise)[1].mean(0)
 

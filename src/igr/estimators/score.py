@@ -46,10 +46,8 @@ class RunningMean(nn.Module):
 
     def __init__(self, decay: float = 0.99, shape: Sequence[int] = ()) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
-        self.decay = decay
-        self.register_buffer("mean", torch.zeros(tuple(shape)))
+        self.decay = _checks.number("decay", decay, "a number in [0, 1)", lambda x: 0 <= x < 1)
+        self.register_buffer("mean", torch.zeros(_checks.shape("shape", shape)))
         self.register_buffer("weight", torch.zeros(()))
 
     def reset_parameters(self) -> None:

@@ -166,9 +166,9 @@ class GappedStraightThrough(Surrogate):
         sample_axis: bool = False,
     ) -> None:
         super().__init__(num_samples, sample_axis=sample_axis)
-        _checks.positive("gap", gap)
+        self.gap = _checks.number("gap", gap, "a positive finite number", _checks.is_positive)
         _checks.temperature("temperature", temperature)
-        self.gap, self.temperature = gap, temperature
+        self.temperature = temperature
 
     def _surrogate(self, theta: Tensor, onehot: Tensor, noise: Noise) -> Tensor:
         with torch.no_grad():

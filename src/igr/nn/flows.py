@@ -50,6 +50,7 @@ class PlanarFlow(nn.Module):
     ) -> None:
         super().__init__()
         num_coordinates = _checks.count("num_coordinates", num_coordinates)
+        batch_shape = _checks.shape("batch_shape", batch_shape)
         shape = (_checks.count("num_flows", num_flows), *batch_shape, num_coordinates)
         self.u = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.w = nn.Parameter(torch.empty_like(self.u))

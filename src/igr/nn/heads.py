@@ -80,8 +80,7 @@ class Head(nn.Module):
             num_variables = _checks.count("num_variables", num_variables)
         self.num_variables = num_variables
         self.schedule = scheduled(temperature)
-        _checks.positive("gain", gain)
-        self.gain = gain
+        self.gain = _checks.number("gain", gain, "a positive finite number", _checks.is_positive)
         outputs = (num_variables or 1) * self._initial().shape[0]
         self.affine = nn.Linear(in_features, outputs, device=device, dtype=dtype)
         self.reset_parameters()
@@ -166,7 +165,7 @@ class Head(nn.Module):
         return self._family()
 
     def _parameters_of(self, features: Tensor) -> Tensor:
-        if features.shape[-1:] != (self.in_features,):
+        if _checks.floating("features", features).shape[-1:] != (self.in_features,):
             raise ValueError(
                 f"features: expected shape (*, {self.in_features}), got {tuple(features.shape)}"
             )

@@ -329,12 +329,11 @@ def describe(value: float | Tensor | None) -> str:
 
 
 def _number_or_tensor(name: str, value: Any) -> float | Tensor:
-    """numpy's numbers as Python's, tensors of whole numbers as floating-point ones."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        raise ValueError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
-    return float(value)
+    """Whole numbers as floating-point ones, in tensors too."""
+    value = _checks.real(name, value)
+    if not isinstance(value, Tensor):
+        return float(value)
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _as_floats(**values: float | Tensor) -> list[Tensor]:
