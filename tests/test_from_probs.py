@@ -32,6 +32,9 @@ def some_probs(
     return p / p.sum(-1, keepdim=True)
 
 
+_inverse_iterate = _inverse.iterate
+
+
 @pytest.mark.parametrize("num_categories", [2, 3, 10, 100, 1000])
 @pytest.mark.parametrize("scale", [1.0, "different"])
 def test_softmax_round_trip(num_categories: int, scale: Any) -> None:
@@ -52,6 +55,26 @@ def test_broken_stick_round_trip(num_categories: int) -> None:
     for dtype, bound in ((torch.float32, 1e-5), (D, 1e-9)):
         q = igr.SharpStickBreakingIGR.from_probs(p.to(dtype), 0.5)
         assert (q.discrete().probs - p).abs().max() < bound
+
+
+@pytest.mark.parametrize(
+    "num_categories, scale", [(3, 0.05), (10, 0.1), (30, 0.2), (60, 0.3), (100, 1.0), (100, 5.0)]
+)
+def test_broken_sticks_are_reached_at_any_scale(num_categories: int, scale: float) -> None:
+    """In a few steps, from a start that is close, batches with zeros included; a warning would be an error."""
+    p = torch.stack([torch.ones(num_categories), torch.arange(num_categories) % 3 + 1.0]).to(D)
+    p[1, 1], p[1, -1] = 0.0, 0.0
+    p = p / p.sum(-1, keepdim=True)
+    steps: list[Tensor] = []
+
+    def iterate(evaluate: Any, *rest: Any) -> Any:
+        return _inverse_iterate(lambda x: steps.append(x) or evaluate(x), *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_inverse, "iterate", iterate)
+        found = igr.SharpStickBreakingIGR.from_probs(p, 0.5, scale)
+    assert len(steps) <= 25
+    assert (found.discrete().probs - p).abs().max() < 1e-9
 
 
 @both

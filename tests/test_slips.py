@@ -197,7 +197,7 @@ CALLS: list[tuple[Callable[..., object], dict[str, tuple[Any, tuple[Any, ...]]]]
         for head in (nn.SoftmaxIGRHead, nn.SharpStickBreakingIGRHead, nn.PlanarIGRHead, nn.GumbelSoftmaxHead)
     ),
     (nn.SoftmaxIGRHead(3, num_categories=5), {"features": (torch.zeros(2, 3), Kind.floats)}),
-    (nn.Prior, {"family": (igr.SoftmaxIGR, Kind.tensor[:4]), "target": (5, Kind.anything)}),
+    (nn.Prior, {"family": (igr.SoftmaxIGR, Kind.tensor[:4]), "target": (5, Kind.anything), "temperature": (0.5, ())}),
     (nn.Prior, {"family": (igr.SoftmaxIGR, ()), "target": (5, ()), "temperature": (0.5, Kind.anything)}),
     (nn.PlanarFlow, {"num_coordinates": (4, Kind.whole), "batch_shape": ((), Kind.shape)}),
     (nn.LinearTemperature, {"start": (1.0, Kind.anything), "end": (0.5, Kind.anything), "num_steps": (3, Kind.whole)}),

@@ -27,7 +27,7 @@ from igr.discrete import (
     argmax_log_probs,
     log_normal_cdf,
 )
-from igr.stick_breaking import leader_log_probs
+from igr.stick_breaking import leader_log_probs, recovered
 
 __all__ = [
     "OutOfReachWarning",
@@ -339,10 +339,11 @@ def _solve_sticks(probs: Tensor, scale: Tensor, rest: bool, solved: float) -> tu
         # The last break only says how much is left over: it stays in the middle.
         probs, mask = normalise(probs[..., :-1]), None
     active = functional.stick_breaking_active(allowed if rest else allowed[..., :-1])
+    made: dict[Any, Any] = {}
 
     def evaluate(loc: Tensor) -> Tensor:
         loc = loc if rest else F.pad(loc, (0, 1))
-        found = leader_log_probs(loc, scale, rest=rest, allowed=mask, validate_args=False).exp()
+        found = recovered(loc, scale, rest, mask, made).exp()
         return found if rest else found[..., :-1]
 
     def quantiles(probs: Tensor) -> Tensor:
@@ -351,6 +352,7 @@ def _solve_sticks(probs: Tensor, scale: Tensor, rest: bool, solved: float) -> tu
 
     wanted = torch.where(active, quantiles(probs), 0.0)
     width = scale if rest else scale[..., :-1]
+    start = _start_sticks(wanted, width, active, None if rest else scale[..., -1])
 
     def towards(found: Tensor) -> Tensor:
         # Where next to nothing is left yet, a step would follow rounding.
@@ -358,8 +360,38 @@ def _solve_sticks(probs: Tensor, scale: Tensor, rest: bool, solved: float) -> tu
         moves = active & (left >= 10 * _LOST)
         return width * torch.where(moves, wanted - quantiles(found), 0.0)
 
-    loc, left = iterate(evaluate, towards, probs, width * wanted, solved)
+    loc, left = iterate(evaluate, towards, probs, start, solved)
     return loc if rest else F.pad(loc, (0, 1)), left
+
+
+def _start_sticks(
+    quantiles: Tensor, scale: Tensor, active: Tensor, last_scale: Tensor | None
+) -> Tensor:
+    r"""Close to the solution, given quantiles of the hazards :math:`h_k`; a last break, if there is one, in the middle.
+
+    If each break were only compared with what is to come, the best of which is :math:`m_k` in units of what is left,
+    :math:`P(y_k > m_k) = h_k` would say where it is, and :math:`m_{k-1} = \max(m_k, y_k) - \log(1 + e^{y_k})`. Mean and
+    variance of the maximum are those of two normals (Clark 1961), and the logarithm is taken to second order.
+    """
+    mean = var = torch.zeros_like(quantiles[..., 0])
+    if last_scale is not None:
+        var = last_scale.square()
+        mean, var = -math.log(2) - var / 8, var / 4
+    loc = []
+    for k in reversed(range(quantiles.shape[-1])):
+        q, s = quantiles[..., k], scale[..., k].square()
+        width = (s + var).sqrt()
+        y, h = mean + width * q, torch.special.ndtr(q)
+        density = width * torch.exp(-0.5 * q * q) / math.sqrt(2 * math.pi)
+        top = y * h + mean * (1 - h) + density
+        square = (y * y + s) * h + (mean * mean + var) * (1 - h) + (y + mean) * density
+        share = torch.sigmoid(y)
+        spread = (square - top * top + share * s * (share - 2 * h)).clamp_min(_TINY)
+        below = top - F.softplus(y) - 0.5 * s * share * (1 - share)
+        mean = torch.where(active[..., k], below, mean)
+        var = torch.where(active[..., k], spread, var)
+        loc.append(torch.where(active[..., k], y, 0.0))
+    return torch.stack(loc[::-1], -1)
 
 
 @torch.compiler.assume_constant_result
@@ -399,7 +431,8 @@ def iterate(
     for _ in range(max_steps):
         found = evaluate(x)
         now = total_variation(found, probs)
-        worse = ((now > 4 * left) | now.isnan()).unsqueeze(-1)
+        # The first steps may well lead away from a start that is close.
+        worse = ((now > 4 * left.clamp_min(0.1)) | now.isnan()).unsqueeze(-1)
         best, left = torch.where((now < left).unsqueeze(-1), x, best), torch.fmin(now, left)
         if bool((left < solved).all()):
             break

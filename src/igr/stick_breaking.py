@@ -23,6 +23,7 @@ the parameters. So problems that need the same resolution share them, and the wo
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from torch import Tensor
 from igr import _checks, functional
 from igr._quadrature import gauss_legendre, recomputed
 
-__all__ = ["leader_log_probs"]
+__all__ = ["leader_log_probs", "recovered"]
 
 _CUT = 6.0  # a Gaussian has 2e-9 of its mass further out
 _FAR = 16.0  # breaks that leave or take e^-16 of what a polynomial resolves leave or take nothing
@@ -88,6 +89,19 @@ def leader_log_probs(
             "smallest_scale", smallest_scale, "a positive finite number", _checks.is_positive
         )
     _checks.count("max_elements", max_elements)
+    return recovered(loc, scale, rest, allowed, {}, smallest_scale, max_elements)
+
+
+def recovered(
+    loc: Tensor,
+    scale: Tensor,
+    rest: bool,
+    allowed: Tensor | None,
+    made: dict[Any, _Nodes],
+    smallest_scale: float | None = None,
+    max_elements: int = 2**21,
+) -> Tensor:
+    """`leader_log_probs` of arguments that were checked; `made` keeps nodes for the next call: most of the work."""
     dtype = loc.dtype
     loc, scale = loc.double(), scale.double()
     if allowed is not None:
@@ -96,7 +110,7 @@ def leader_log_probs(
         loc, scale = torch.where(active, loc, -1e3), torch.where(active, scale, 1.0)
     *batch, num_breaks = loc.shape
     loc, scale = loc.reshape(-1, num_breaks), scale.reshape(-1, num_breaks)
-    probs = _probs(loc, scale, rest, smallest_scale, max_elements)
+    probs = _probs(loc, scale, rest, smallest_scale, max_elements, made)
     probs = probs.reshape(*batch, num_breaks + 1)
     if not rest:
         probs = torch.cat([probs[..., :-1], torch.zeros_like(probs[..., -1:])], -1)
@@ -124,7 +138,12 @@ def _move_rest(probs: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _probs(
-    loc: Tensor, scale: Tensor, rest: bool, smallest: float | None, max_elements: int
+    loc: Tensor,
+    scale: Tensor,
+    rest: bool,
+    smallest: float | None,
+    max_elements: int,
+    made: dict[Any, _Nodes],
 ) -> Tensor:
     """P(k) for all k, ``(batch, K)``: problems of like needs together, in chunks."""
     if not _checks.values_can_be_read(loc, scale):
@@ -150,9 +169,12 @@ def _probs(
         sizes = group.bincount().tolist()
     if not rest:
         loc = loc + up.unsqueeze(-1)
-    parts, room = [], max_elements
-    for need, rows in zip(needs.tolist(), order.split(sizes), strict=True):
-        nodes = _Nodes(_COARSEST * 2 ** (-need[0] / _STEPS), need[1], loc, max_elements)
+    parts, room, before = [], max_elements, dict(made)
+    made.clear()
+    for need, rows in zip(map(tuple, needs.tolist()), order.split(sizes), strict=True):
+        nodes = made[need] = before.get(need) or _Nodes(
+            _COARSEST * 2 ** (-need[0] / _STEPS), need[1], loc, max_elements
+        )
         for chunk in rows.split(nodes.at_once):
             # kept for the backward pass while there is room
             room -= len(chunk) * nodes.held
