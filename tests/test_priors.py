@@ -269,7 +269,7 @@ def test_errors_name_the_argument(arguments: tuple[Any, ...], message: str) -> N
     with pytest.raises(ValueError, match=message):
         match(*arguments)
     if len(arguments) == 3 and arguments[2] == 0.1:
-        with pytest.raises(ValueError, match="scale: expected positive"):
+        with pytest.raises(ValueError, match="scale: expected a positive"):
             match(TEN, igr.SoftmaxIGR, 0.1, scale=-1.0)
 
 
