@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ class Group:
 
     @property
     def held_out(self) -> float:
-        """Mean bound on the images that training has held out."""
-        return mean_and_spread([result.scores[1]["bound"] for result in self.results])[0]
+        """Mean bound on the images that training has held out; what diverged comes last."""
+        mean, _ = mean_and_spread([result.scores[1]["bound"] for result in self.results])
+        return mean if math.isfinite(mean) else -math.inf
 
 
 def grouped(results: Sequence[Result]) -> list[Group]:
