@@ -177,9 +177,14 @@ def _log_density(p: Distribution, log_z: Tensor) -> Tensor:
     if isinstance(p, Dirichlet):
         a = p.concentration
         constant = torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1)
-        return ((a - 1) * log_z).sum(-1) + constant
-    # Only z itself can be given: what underflows is read as the smallest number.
-    return p.log_prob(log_z.exp().clamp_min(torch.finfo(log_z.dtype).tiny))
+        log_p = ((a - 1) * log_z).sum(-1) + constant
+    else:
+        # Only z itself can be given: what underflows is read as the smallest number, but not what is ruled out.
+        z = log_z.exp().clamp_min(torch.finfo(log_z.dtype).tiny)
+        log_p = p.log_prob(torch.where(log_z > -torch.inf, z, 0.0))
+    # On a face there is no density of those over the whole simplex, whatever they say there.
+    on_face = (log_z == -torch.inf).any(-1)
+    return torch.where(on_face & ~log_p.isfinite(), -torch.inf, log_p)
 
 
 def _shared_maps(q: Distribution, p: Distribution) -> int:
