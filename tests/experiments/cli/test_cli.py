@@ -218,6 +218,17 @@ def test_how_forgiving_a_family_is_follows_the_numbers(igr_bounds, gs_bounds, ex
     assert expected in tolerance(groups)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_temperature_at_which_a_run_diverged_is_not_chosen(bad: float) -> None:
+    def held_out(*bounds: float) -> float:
+        scores = [[{}, {"bound": bound}] for bound in bounds]
+        return Group(
+            [Result(RunConfig(), RunFolder(Path()), each, [], 1) for each in scores]
+        ).held_out
+
+    assert held_out(bad, -1.0) == held_out(bad, bad) < held_out(-100.0, -102.0) == -101.0
+
+
 def test_version_and_help(said: Callable[[], tuple[str, str]]) -> None:
     assert igr_command("--version") == 0
     assert said()[0] == f"igr {igr.__version__}\n"
