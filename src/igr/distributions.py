@@ -556,8 +556,8 @@ class IGR(Relaxation, TransformedDistribution):
             ValueError: if an argument does not fit, or the family is not `SoftmaxIGR` or `SharpStickBreakingIGR`.
 
         Warns:
-            OutOfReachWarning: where the solver does not arrive, which broken sticks with probabilities below 1e-9
-                bring about; with the distance that is left.
+            OutOfReachWarning: where the solver does not arrive, which many categories of next to no probability
+                bring about for broken sticks; with the distance that is left.
 
         For `SoftmaxIGR` the cost grows as K. Gradients of `SharpStickBreakingIGR` cost K times those of ``discrete()``.
 
