@@ -498,8 +498,8 @@ def test_planar_flows_that_do_not_fit() -> None:
         (lambda: fn.straight_through(torch.ones(2, 4), Z), r"hard: .*relaxed, \(2, 3\), got \(2, 4\)"),
         (lambda: fn.gumbel_noise(torch.tensor([1])), "like: expected floating-point values, got torch.int64"),
         (lambda: fn.gumbel_noise([0.0]), "like: expected a tensor, got list"),
-        (lambda: fn.igr_softmax(Z, O, noise=1.0), r"noise: expected the shape of loc, \(2, 3\), got float"),
-        (lambda: fn.gumbel_softmax(Z, noise=[0.0]), r"noise: expected the shape of logits, \(2, 3\), got list"),
+        (lambda: fn.igr_softmax(Z, O, noise=1.0), "noise: expected a tensor, got float"),
+        (lambda: fn.gumbel_softmax(Z, noise=[0.0]), "noise: expected a tensor, got list"),
         (lambda: fn.log_vertex_interpolation(Z, 1.5), r"temperature: expected values in \(0, 1\], got 1.5"),
         (lambda: fn.log_vertex_interpolation_inverse(Z, torch.tensor(1.5)), r"temperature: expected values in \(0"),
         *[

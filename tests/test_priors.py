@@ -192,6 +192,12 @@ def test_stick_breaking_is_out_of_reach_and_says_so(how: str) -> None:
         assert q.sample((1000,)).max() < 0.232 + 1e-6
 
 
+def test_stick_breaking_of_two_categories_is_always_the_first() -> None:
+    with pytest.warns(OutOfReachWarning, match="distance of 0.7"):
+        q = match(torch.tensor([0.3, 0.7]), igr.StickBreakingIGR, 0.5)
+    assert q.discrete().probs.tolist() == [1.0, 0.0]
+
+
 def test_a_batch_of_targets() -> None:
     target = torch.distributions.Dirichlet(torch.ones(5, dtype=D)).sample((2, 3))
     for family in (igr.SoftmaxIGR, igr.SharpStickBreakingIGR, igr.GumbelSoftmax):

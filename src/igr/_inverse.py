@@ -373,11 +373,11 @@ def _start_sticks(
     :math:`P(y_k > m_k) = h_k` would say where it is, and :math:`m_{k-1} = \max(m_k, y_k) - \log(1 + e^{y_k})`. Mean and
     variance of the maximum are those of two normals (Clark 1961), and the logarithm is taken to second order.
     """
-    mean = var = torch.zeros_like(quantiles[..., 0])
+    mean = var = quantiles.new_zeros(quantiles.shape[:-1])
     if last_scale is not None:
         var = last_scale.square()
         mean, var = -math.log(2) - var / 8, var / 4
-    loc = []
+    loc = torch.zeros_like(quantiles)
     for k in reversed(range(quantiles.shape[-1])):
         q, s = quantiles[..., k], scale[..., k].square()
         width = (s + var).sqrt()
@@ -390,8 +390,8 @@ def _start_sticks(
         below = top - F.softplus(y) - 0.5 * s * share * (1 - share)
         mean = torch.where(active[..., k], below, mean)
         var = torch.where(active[..., k], spread, var)
-        loc.append(torch.where(active[..., k], y, 0.0))
-    return torch.stack(loc[::-1], -1)
+        loc[..., k] = torch.where(active[..., k], y, 0.0)
+    return loc
 
 
 @torch.compiler.assume_constant_result

@@ -480,7 +480,9 @@ class ControlNetwork(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         if z.shape[z.dim() - len(self.shape) :] != self.shape:
-            raise ValueError(f"z: expected a shape that ends in {self.shape}, got {tuple(z.shape)}")
+            raise ValueError(
+                f"z: expected a shape that ends in {tuple(self.shape)}, got {tuple(z.shape)}"
+            )
         lead = z.shape[: z.dim() - len(self.shape)]
         flat = (2 * z - 1).reshape(*(lead or (1,)), math.prod(self.shape)).to(self.weight_in.dtype)
         hidden = torch.relu(flat @ self.weight_in + self.bias_in)
