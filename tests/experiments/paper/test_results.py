@@ -142,17 +142,20 @@ def test_bounds_by_temperature_are_those_of_the_last_rung_that_all_reached():
     assert bounds_by_temperature({"a": record}) == {"a": (100, {0.1: -90.0, 0.5: -100.2})}
 
 
-def test_rows_of_certain_learning_rates_take_no_records_of_others():
-    """`igr-i` of table 1 and `igr-i+lrs` differ in nothing else."""
+def test_rows_of_a_grid_of_their_own_take_no_records_of_others():
+    """`igr-i` of table 1 and `igr-i+lrs` differ in nothing else, nor `igr-i+unit` of table 2 and `igr-i+sop`."""
     entries = {(e.table.name, e.row.name): e for e in plan.best_entries(results.folder())}
-    chosen = [e for e in entries.values() if e.record is not None and e.row.lrs]
+    chosen = [e for e in entries.values() if e.record and (e.row.lrs or e.row.temperatures)]
     if not chosen:
         pytest.skip("no results of such rows have been committed")
     for entry in chosen:
         assert entry.record is not None
-        assert {*entry.record["scale"]["lrs"]} <= {*(entry.row.lrs or ())}, entry.row.name
+        for name, grid in (("lrs", entry.row.lrs), ("temperatures", entry.row.temperatures)):
+            assert grid is None or {*entry.record["scale"][name]} <= {*grid}, entry.row.name
     table1 = entries["table1", "igr-i"].record
     assert table1 is None or len(table1["scale"]["lrs"]) == 3
+    table2 = entries["table2", "igr-i+unit"].record
+    assert table2 is None or len(table2["scale"]["temperatures"]) == 10
 
 
 def test_results_leave_the_users_plots_alone():

@@ -287,11 +287,12 @@ def best_entries(root: Path) -> list[Entry]:
         for row in table.rows:
             for column in _columns(table, row):
                 wanted = column.dataset, settings_of(table, row, column)
+                grids = {"temperatures": row.temperatures, "lrs": row.lrs}
                 found = [
                     record
                     for record in records
                     if (record["dataset"], record["settings"]) == wanted
-                    and (row.lrs is None or {*record["scale"]["lrs"]} <= {*row.lrs})
+                    and all(g is None or {*record["scale"][n]} <= {*g} for n, g in grids.items())
                 ]
                 record = max(found, key=_worth, default=None)
                 entries.append(Entry(table, row, column, record))
