@@ -618,6 +618,25 @@ def test_killed_at_random_moments_the_records_are_the_same(done, tmp_path, proce
     assert kills == wanted_kills
 
 
+def test_what_kills_left_of_half_written_files_is_removed(tmp_path):
+    """Wherever a sweep writes: one kill in thousands comes while its settings are written."""
+    cell = dataclasses.replace(tiny(), temperatures=(0.3,), lrs=(1e-3,))
+    final = cell.final(1e-3, 0.3)
+    folder = final.folder(tmp_path)
+    (first, *_) = final.config.runs()
+    stack = Stack(folder, final.config.runs())
+    for path in (
+        folder.path / "config.json",
+        folder.run(first).path / "weights.safetensors",
+        stack.path,
+        cell.path(tmp_path),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / f".{path.name}.0123456789ab.tmp").write_text("half")
+    run(tmp_path, cell)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_two_processes_never_do_the_same_run(done, tmp_path, processes):
     root, log = tmp_path / "shared", tmp_path / "log"
     workers = [processes.Process(target=_work_and_log, args=(root, log)) for _ in range(2)]

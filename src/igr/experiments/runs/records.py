@@ -354,6 +354,7 @@ class Stack:
         for folder in self.folders:
             remove_temporary(folder.path)
         remove_temporary(self.path.parent, self.path.name)
+        remove_temporary(self.folder.path, "config.json")
 
     @property
     def finished(self) -> bool:
