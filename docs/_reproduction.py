@@ -328,8 +328,8 @@ def said() -> Said:
         if e.record is not None
     }
 
-    def better(dataset: str, row: str, than: str, key: str = "bound", of: str = "table1") -> float:
-        ours, theirs = (found[of, dataset, name].numbers(key)[0] for name in (row, than))
+    def better(dataset: str, row: str, than: str, of: str = "table1") -> float:
+        ours, theirs = (found[of, dataset, name].ours[0] for name in (row, than))
         return float(ours - theirs)
 
     def beyond_paper(of: str, dataset: str, row: str) -> float:

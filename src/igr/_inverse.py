@@ -291,7 +291,7 @@ def _newton(probs: Tensor, scale: Tensor, solved: float) -> tuple[Tensor, Tensor
         if bool((left < solved).all()):
             break
         quantile = _quantile(found)
-        density = torch.exp(-0.5 * quantile * quantile) / math.sqrt(2 * math.pi)
+        density = functional.gaussian_terms(quantile).exp()
         change = torch.where(allowed, density * (wanted - quantile), 0.0)
         change = change - found * change.sum(-1, keepdim=True)
         step = _Newton.of(at, allowed).step(change)
@@ -382,7 +382,7 @@ def _start_sticks(
         q, s = quantiles[..., k], scale[..., k].square()
         width = (s + var).sqrt()
         y, h = mean + width * q, torch.special.ndtr(q)
-        density = width * torch.exp(-0.5 * q * q) / math.sqrt(2 * math.pi)
+        density = width * functional.gaussian_terms(q).exp()
         top = y * h + mean * (1 - h) + density
         square = (y * y + s) * h + (mean * mean + var) * (1 - h) + (y + mean) * density
         share = torch.sigmoid(y)
