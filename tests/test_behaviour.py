@@ -268,6 +268,8 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
             if g is not None:  # a Gumbel-Softmax has no scale of its own
                 assert g.dtype == dtype
                 assert g.isfinite().all()
+    probs = case.some(4, (3,), 0.5, dtype).probs
+    assert probs.dtype == torch.float32  # in half precision they miss a sum of 1 by some 1%
 
 
 @over(lambda c: not c.foreign and c.own_noise)

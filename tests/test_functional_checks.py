@@ -228,7 +228,13 @@ def test_numbers_of_other_libraries(name: str, number: Any) -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
     assert SAMPLERS[name](LOGITS, np.int64(1)).shape == LOGITS.shape
-    for bad, message in ((np.int64(-1), "got -1"), (np.ones(2), "got ndarray"), ("0.5", "got str")):
+    schedule = igr.nn.LinearTemperature(1.0, 0.5, num_steps=10)
+    for bad, message in (
+        (np.int64(-1), "got -1"),
+        (np.ones(2), "got ndarray"),
+        ("0.5", "got str"),
+        (schedule, "got LinearTemperature; call the module for its value now"),
+    ):
         with pytest.raises(ValueError, match=f"tau: .*{message}"):
             SAMPLERS[name](LOGITS, bad)
 

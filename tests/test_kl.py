@@ -535,6 +535,26 @@ def test_plug_in_kl_of_a_prior_that_rules_a_category_out() -> None:
     )
 
 
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_of_independent_variables_every_divergence_is_the_sum(dims: int) -> None:
+    """What Dreamer and its like write: their one-hot variables are wrapped in Independent."""
+    torch.manual_seed(0)
+    gumbel = igr.GumbelSoftmax(0.5, logits=torch.randn(2, 3, 5))
+    gaussian = igr.SoftmaxIGR(torch.randn(2, 3, 4), torch.ones(4), 0.5)
+    onehot = torch.distributions.OneHotCategorical(logits=torch.randn(2, 3, 5))
+    number = torch.distributions.Categorical(torch.ones(2, 3, 5))
+    for q in (gumbel, gaussian, onehot, gumbel.discrete()):
+        for p in (gumbel, gaussian, onehot, number):
+            found, terms = (
+                (torch.manual_seed(1), igr.kl_divergence(*pair, num_samples=2))[1]
+                for pair in ((Independent(q, dims), Independent(p, dims)), (q, p))
+            )
+            torch.testing.assert_close(found, terms.sum((-2, -1)[-dims:]) if dims else terms)
+    found = igr.plug_in_kl(Independent(gaussian, dims), Independent(number, dims))
+    terms = igr.plug_in_kl(gaussian, number)
+    torch.testing.assert_close(found, terms.sum((-2, -1)[-dims:]) if dims else terms)
+
+
 @pytest.mark.parametrize("num_samples", [1, 3, 5])
 def test_monte_carlo_over_the_batch_of_either(num_samples: int) -> None:
     """A p with a batch that q lacks: one divergence for each, where samples met the batch of p."""

@@ -156,6 +156,27 @@ def test_temperature_can_be_set(make: Any) -> None:
 
 
 @heads_of_all_kinds
+@pytest.mark.parametrize("value", [torch.tensor(0.5), torch.tensor([0.5])])
+def test_a_parameter_is_no_constant_temperature(make: Any, value: torch.Tensor) -> None:
+    """It became one of the module's own, twice, under names that no state could be loaded into."""
+    head, parameter = make(6, num_categories=4), torch.nn.Parameter(value)
+    constant = head.schedule
+    for attempt in (
+        lambda: make(6, num_categories=4, temperature=parameter),
+        lambda: nn.ConstantTemperature(parameter),
+        lambda: setattr(head, "temperature", parameter),
+        lambda: setattr(constant, "temperature", parameter),
+        lambda: head.prior(temperature=parameter),
+    ):
+        with pytest.raises(ValueError, match=r"got a Parameter; igr\.nn\.LearnedTemperature"):
+            attempt()
+    assert head.temperature == 0.5
+    learned = make(6, num_categories=4, temperature=nn.LearnedTemperature(parameter))
+    head = make(6, num_categories=4, temperature=nn.LearnedTemperature(value))
+    head.load_state_dict(learned.state_dict())
+
+
+@heads_of_all_kinds
 def test_states_of_numbers_and_tensors_fit(make: Any) -> None:
     """A constant temperature is what the head was made with; version 0.1 saved it where it was a tensor."""
     number = make(6, num_categories=4, temperature=0.5)

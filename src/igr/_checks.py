@@ -171,8 +171,10 @@ def real(name: str, value: Any, kind: str = "") -> Any:
     elif isinstance(value, bool) or not isinstance(value, _NUMBERS):
         other = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
         if isinstance(value, bool) or not other:
+            schedule = isinstance(value, torch.nn.Module)
+            hint = "; call the module for its value now" if schedule else ""
             raise ValueError(
-                f"{name}: expected a {kind}number or a tensor, got {type(value).__name__}"
+                f"{name}: expected a {kind}number or a tensor, got {type(value).__name__}{hint}"
             )
         value = float(value)
     return value

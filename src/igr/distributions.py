@@ -1283,11 +1283,6 @@ class GumbelSoftmax(Relaxation):
         return z.to(self.logits.dtype)
 
     @property
-    def probs(self) -> Tensor:
-        r""":math:`\alpha`, normalised."""
-        return torch.softmax(self.logits, -1)
-
-    @property
     def allowed(self) -> Tensor:
         """Which categories are allowed, ``(*batch, K)``."""
         return self.logits > -torch.inf

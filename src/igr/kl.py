@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -61,6 +62,7 @@ def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Ten
     | an IGR, `GumbelSoftmax` | torch's `RelaxedOneHotCategorical`, `Dirichlet`, `LogisticNormal` | `monte_carlo_kl` |
     | a relaxation | `Categorical`, `OneHotCategorical` | `plug_in_kl`: with relaxed samples it gives no bound |
     | `Categorical`, `OneHotCategorical` | a relaxation, or one of these | (8) of the categories |
+    | ``Independent`` of one of these | ``Independent`` of the other | the sum |
     | any other | any other | torch's own, where there is one |
 
     ``torch.distributions.kl_divergence`` has those in closed form, and for the others an error that says what to call.
@@ -87,6 +89,8 @@ def kl_divergence(q: Distribution, p: Distribution, num_samples: int = 1) -> Ten
     >>> kl_divergence(q, torch.distributions.Categorical(logits=torch.zeros(10))).shape
     torch.Size([8])
     """
+    if _are_independent(q, p):
+        return _summed(kl_divergence, q, p, num_samples)
     if isinstance(p, _CATEGORICAL) and isinstance(q, Relaxation):
         return _categorical_kl(q.discrete(), p)
     if isinstance(q, _CATEGORICAL) and isinstance(p, (Relaxation, *_CATEGORICAL)):
@@ -128,11 +132,8 @@ def monte_carlo_kl(
     torch.Size([8])
     """
     num_samples = _checks.count("num_samples", num_samples)
-    if isinstance(q, Independent) and isinstance(p, Independent):
-        dims = q.reinterpreted_batch_ndims
-        if dims == p.reinterpreted_batch_ndims:
-            kl = monte_carlo_kl(q.base_dist, p.base_dist, num_samples)
-            return kl.sum(tuple(range(-dims, 0))) if dims else kl
+    if _are_independent(q, p):
+        return _summed(monte_carlo_kl, q, p, num_samples)
     if not isinstance(q, Relaxation):
         raise _checks.unexpected("q", q, "a relaxation")
     if not isinstance(p, Distribution):
@@ -166,6 +167,19 @@ def monte_carlo_kl(
         log_z, log_q = q.rsample_log_and_log_prob((num_samples,))
         log_p = _log_density(p, log_z)
     return (log_q - log_p).mean(0)
+
+
+def _are_independent(q: Distribution, p: Distribution) -> bool:
+    """Whether both are torch's ``Independent``, over the same number of dimensions."""
+    both = isinstance(q, Independent) and isinstance(p, Independent)
+    return both and q.reinterpreted_batch_ndims == p.reinterpreted_batch_ndims  # type: ignore[attr-defined]
+
+
+def _summed(kl: Callable[..., Tensor], q: Any, p: Any, *num_samples: int) -> Tensor:
+    """A divergence between what two ``Independent`` hold, summed over their dimensions."""
+    dims = q.reinterpreted_batch_ndims
+    terms = kl(q.base_dist, p.base_dist, *num_samples)
+    return terms.sum(tuple(range(-dims, 0))) if dims else terms
 
 
 def _log_density(p: Distribution, log_z: Tensor) -> Tensor:
@@ -209,7 +223,9 @@ def _gives_corner(q: IGR, shared: int) -> bool:
     return shared < len(parts) and parts[-shared - 1].codomain is corner
 
 
-def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
+def plug_in_kl(
+    q: Relaxation | Independent[Any], p0: Categorical | OneHotCategorical | Independent[Any]
+) -> Tensor:
     r"""Divergence of the recovered categorical distribution of q from `p0`.
 
     .. math:: \mathrm{KL}(\tilde\alpha \,\|\, p_0) = \sum_k \tilde\alpha_k
@@ -220,7 +236,7 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
 
     Args:
         q: a relaxation; its ``discrete()`` is used.
-        p0: categorical distribution over the same categories.
+        p0: categorical distribution over the same categories. Or both are torch's ``Independent`` of such.
 
     Returns:
         ``(*batch,)``.
@@ -233,6 +249,8 @@ def plug_in_kl(q: Relaxation, p0: Categorical | OneHotCategorical) -> Tensor:
     >>> plug_in_kl(GumbelSoftmax(0.5, logits=torch.zeros(4)), uniform)
     tensor(0.)
     """
+    if _are_independent(q, p0):
+        return _summed(plug_in_kl, q, p0)
     if not isinstance(p0, _CATEGORICAL):
         raise ValueError(
             f"p0: expected a torch Categorical or OneHotCategorical, got {type(p0).__name__}; igr.monte_carlo_kl "

@@ -33,7 +33,13 @@ from igr.distributions import (
 )
 from igr.nn.flows import PlanarFlow
 from igr.nn.priors import Prior
-from igr.nn.schedules import ConstantTemperature, TemperatureSchedule, describe, scheduled
+from igr.nn.schedules import (
+    ConstantTemperature,
+    TemperatureSchedule,
+    describe,
+    not_learned,
+    scheduled,
+)
 from igr.priors import Target, is_infinite, match
 
 __all__ = [
@@ -117,6 +123,11 @@ class Head(nn.Module):
                 "set head.schedule to another schedule, or make the head with a number"
             )
         self.schedule.temperature = value
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # Where `head.temperature = parameter` leads.
+        param = not_learned(name, param) if name == "temperature" else param
+        super().register_parameter(name, param)
 
     def prior(
         self,

@@ -66,7 +66,7 @@ class ConstantTemperature(TemperatureSchedule):
     changes, and not when a tensor of the same shape comes in its place.
 
     Args:
-        value: positive number or tensor.
+        value: positive number or tensor; `LearnedTemperature` has a parameter.
 
     >>> schedule = ConstantTemperature(1)
     >>> schedule.temperature
@@ -85,7 +85,7 @@ class ConstantTemperature(TemperatureSchedule):
         self._set("value", value)
 
     def _set(self, name: str, value: float | Tensor) -> None:
-        value = _number_or_tensor(name, _checks.temperature(name, value))
+        value = _number_or_tensor(name, _checks.temperature(name, not_learned(name, value)))
         is_tensor = isinstance(value, Tensor)
         self.number = None if is_tensor else value  # type: ignore[assignment]
         self.tensor = value if is_tensor else None  # type: ignore[assignment]
@@ -103,6 +103,10 @@ class ConstantTemperature(TemperatureSchedule):
     @temperature.setter
     def temperature(self, value: float | Tensor) -> None:
         self._set("temperature", value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # Where `schedule.temperature = parameter` leads.
+        super().register_parameter(name, not_learned(name, param))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -303,7 +307,19 @@ def scheduled(temperature: float | Tensor | TemperatureSchedule) -> TemperatureS
     """A schedule; of a number or a tensor, checked, one that stays there."""
     if isinstance(temperature, TemperatureSchedule):
         return temperature
-    return ConstantTemperature(_checks.temperature("temperature", temperature))
+    return ConstantTemperature(
+        _checks.temperature("temperature", not_learned("temperature", temperature))
+    )
+
+
+def not_learned(name: str, value: Any) -> Any:
+    """`value`, or ValueError where it is a parameter, which a module takes for one of its own, and saves."""
+    if isinstance(value, nn.Parameter):
+        raise ValueError(
+            f"{name}: expected a number, a tensor or a schedule, got a Parameter; igr.nn.LearnedTemperature(initial) "
+            "learns a temperature, keeps it positive and saves it"
+        )
+    return value
 
 
 def assign(to: Tensor, value: float | Tensor) -> None:
