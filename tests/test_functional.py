@@ -139,6 +139,13 @@ def test_what_is_left_of_the_stick_gives_its_pieces(
     torch.testing.assert_close(grad, right, rtol=few, atol=few, check_dtype=False)
 
 
+def test_a_break_that_takes_all_is_no_difference_of_large_numbers() -> None:
+    y = torch.tensor([3.0, 1e8, -1.0])
+    expected = fn.softmax_plus_plus(stick(y.to(D))[:-1], 0.5)
+    z = fn.stick_breaking_softmax_plus_plus(y, 0.5)
+    torch.testing.assert_close(z, expected, check_dtype=False)
+
+
 @pytest.mark.parametrize(
     "allowed",
     [[True, False, True, True], [True, False, True, False], [False, True, False, False]],

@@ -207,6 +207,16 @@ def test_batch_shapes_and_zero(case: Case) -> None:
     torch.testing.assert_close(joint, kl.sum(-1))
 
 
+@pytest.mark.parametrize("dims", [0, 1, 2])
+def test_estimates_of_independent_variables_add_up(dims: int) -> None:
+    q, p = igr.GumbelSoftmax(0.5, logits=torch.randn(4, 3, 2, 5)), igr.GumbelSoftmax.uniform(5, 0.3)
+    torch.manual_seed(1)
+    each = igr.monte_carlo_kl(q, p, 2)
+    torch.manual_seed(1)
+    found = igr.monte_carlo_kl(Independent(q, dims), Independent(p.expand((4, 3, 2)), dims), 2)
+    torch.testing.assert_close(found, each.sum((-2, -1)[2 - dims :]) if dims else each)
+
+
 def test_equal_compositions_have_a_closed_form_however_written() -> None:
     loc, scale, loc0, scale0 = _inputs()
     normal = torch.distributions.Normal
@@ -374,6 +384,9 @@ def test_monte_carlo_kl_is_the_mean_log_ratio(pair: int) -> None:
 def test_monte_carlo_kl_outside_the_image_is_infinite() -> None:
     loc, scale = parameters(4)
     q, p = igr.SoftmaxIGR(loc, scale, 0.5), igr.StickBreakingIGR(loc, scale, 0.5)
+    assert igr.monte_carlo_kl(q, p, num_samples=50) == torch.inf
+    parts = igr.StickBreaking(), igr.VertexInterpolation(0.5), igr.Close()  # the last is in common
+    q, p = (igr.IGR(loc, scale, igr.Compose(some)) for some in (parts[::2], parts))
     assert igr.monte_carlo_kl(q, p, num_samples=50) == torch.inf
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import igr
 from igr import functional
-from igr.stick_breaking import leader_log_probs
+from igr.stick_breaking import leader_log_probs, recovered
 
 D = torch.float64
 
@@ -175,6 +175,17 @@ def test_batches_and_single_elements_agree() -> None:
     one = leader_log_probs(loc[1, 2], torch.ones(5, dtype=D)).exp()
     assert whole.shape == (2, 3, 6)
     assert (whole[1, 2] - one).abs().max() < 1e-6
+
+
+def test_nodes_are_kept_for_the_next_call_and_no_longer() -> None:
+    made: dict[Any, Any] = {}
+    kept = []
+    for scale in (1.0, 0.2, 0.2):
+        recovered(torch.zeros(1, 3, dtype=D), torch.full((1, 3), scale).to(D), True, None, made)
+        (nodes,) = made.values()
+        kept.append(nodes)
+    assert kept[0] is not kept[1]
+    assert kept[1] is kept[2]
 
 
 def _some(batch: int, dtype: torch.dtype = D) -> tuple[Tensor, Tensor]:

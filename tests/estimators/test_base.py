@@ -85,7 +85,7 @@ def test_the_loss_is_a_bound_and_training_moves_towards_it(family_name: str, nam
         parameters = [torch.tensor([[-2.0, 3.0, -2.0]], dtype=DOUBLE)]
     leaves = [p.expand(B, *p.shape).clone().requires_grad_() for p in parameters]
     estimator = EVERY[name](N, K).double()
-    optimizer = torch.optim.Adam(leaves[:1], lr=0.2)
+    optimizer = torch.optim.Adam(leaves[:1], lr=0.5)
 
     def step() -> tuple[Tensor, Tensor]:
         q = family(leaves, 0.3)
@@ -99,11 +99,11 @@ def test_the_loss_is_a_bound_and_training_moves_towards_it(family_name: str, nam
         return loss.detach(), exact_loss.detach()
 
     first, first_exact = step()
-    for _ in range(30):
+    for _ in range(10):
         last_exact = step()[1]
     assert float(first_exact[0]) > -evidence + 0.5
     assert float(first.mean()) > -evidence + 0.2
-    assert float(last_exact.mean()) < float(first_exact.mean()) - 0.3
+    assert float(last_exact.mean()) < float(first_exact.mean()) - 0.5
     assert float(last_exact.min()) >= -evidence - 1e-9
 
 

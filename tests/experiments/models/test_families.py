@@ -393,13 +393,12 @@ def test_unbiased_estimators_have_the_gradient_of_the_elbo(family, name):
 @pytest.mark.parametrize("family", TRAINS_EXACTLY)
 def test_every_estimator_trains(family, name):
     categories = estimation.declared(name).max_categories or 3
-    trainer, x = tiny(family, estimator=name, num_samples=2, lr=0.02, num_categories=categories)
+    trainer, x = tiny(family, estimator=name, num_samples=2, lr=0.1, num_categories=categories)
     before = exact_elbo(trainer.model, x).mean()
     trainer.train_epoch()  # a single step: the batch is the data
-    steps = 5 if name == "rao-blackwell-straight-through" and family == "igr-i" else 40
-    for seed in range(steps):
+    for seed in range(8):
         trainer.step(x, torch.tensor([[seed]]))
-    assert exact_elbo(trainer.model, x).mean() > before
+    assert exact_elbo(trainer.model, x).mean() > before + 1
 
 
 def test_relaxed_objective_is_the_mean_over_samples():
@@ -475,7 +474,7 @@ def test_a_run_in_a_stack_is_the_same_run_as_alone(settings):
         for t, s in ((0.3, 0), (0.7, 1), (0.7, 0))
     ]
     whole = train(runs)
-    begun = train(runs, epochs=2).state()
+    begun = {name: value.clone() for name, value in whole.state().items()}
     whole.train_epoch()
     for chosen in ([0], [2, 1]):
         some = [runs[r] for r in chosen]
@@ -486,18 +485,6 @@ def test_a_run_in_a_stack_is_the_same_run_as_alone(settings):
         assert_close_states(trainer.state(), expected)
         if chosen == [0]:
             assert_close_states(train(some, epochs=3).state(), expected)
-
-
-@pytest.mark.parametrize("settings", NEW, ids=named)
-def test_a_run_that_goes_on_is_the_same_run(settings):
-    run = RunConfig(**settled(settings))
-    whole = train([run], epochs=3)
-    resumed = StackTrainer([run], digits(), dtype=torch.float64)
-    resumed.load_state({k: v.clone() for k, v in train([run], epochs=1).state().items()})
-    for _ in range(2):
-        resumed.train_epoch()
-    for name, value in whole.state().items():
-        torch.testing.assert_close(resumed.state()[name], value, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", estimation.ESTIMATORS)

@@ -172,14 +172,42 @@ def halved(**wishes: object) -> Cell:
     return Cell("mnist", {"family": "igr-i"}, scale, (0.05, 0.1, 0.3, 0.5, 1.0, 2.0), TINY.lrs)
 
 
+class Counting(Here):
+    """Tells how much was done."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = {"advance": 0.0, "skip": 0.0}
+
+    def start(self, tell, stop):
+        def counted(key, name, *arguments):
+            if name in self.told:
+                self.told[name] += arguments[0]
+            tell(key, name, *arguments)
+
+        super().start(counted, stop)
+
+
 @pytest.fixture(scope="module")
-def halved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where that cell has been run."""
-    root = tmp_path_factory.mktemp("halved")
+def halving(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], list[int]]:
+    """A folder where that cell has been run, what was told of it, and how many runs each epoch trained."""
+    root, engine, epochs = tmp_path_factory.mktemp("halved"), Counting(), []
+    train_epoch = StackTrainer.train_epoch
+
+    def counted(self, *args):
+        epochs.append(len(self.runs))
+        return train_epoch(self, *args)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "CLOSE", 0.0)
-        run(root, halved())
-    return root
+        patch.setattr(StackTrainer, "train_epoch", counted)
+        driver.run([halved()], root, Console(file=io.StringIO()), engine)
+    return root, engine.told, epochs
+
+
+@pytest.fixture
+def halved_once(halving: tuple[Path, dict[str, float], list[int]]) -> Path:
+    return halving[0]
 
 
 class TestHalving:
@@ -258,34 +286,14 @@ class TestHalving:
                 [row["elbo"] for row in other.metrics], rel=1e-4
             )
 
-    def test_trains_only_what_is_new(self, halved_once, tmp_path, monkeypatch):
-        epochs = []
-        train_epoch = StackTrainer.train_epoch
-
-        def counted(self, *args):
-            epochs.append(len(self.runs))
-            return train_epoch(self, *args)
-
-        monkeypatch.setattr(StackTrainer, "train_epoch", counted)
-        run(tmp_path, halved())
+    def test_trains_only_what_is_new(self, halving):
+        _, _, epochs = halving
         assert sum(epochs) == 2 * (6 * 1 + 2 * 2 + 2 * 7) + 2 * 10
-        assert records(tmp_path) == records(halved_once)
 
-    def test_is_expected_to_take_what_it_does(self, tmp_path):
+    def test_is_expected_to_take_what_it_does(self, halving):
         """A rung goes on from the one before, so that its first epochs are no work."""
-        told = {"advance": 0.0, "skip": 0.0}
-
-        class Counting(Here):
-            def start(self, tell, stop):
-                def counted(key, name, *arguments):
-                    if name in told:
-                        told[name] += arguments[0]
-                    tell(key, name, *arguments)
-
-                super().start(counted, stop)
-
+        _, told, _ = halving
         cell = halved()
-        driver.run([cell], tmp_path, Console(file=io.StringIO()), Counting())
         done = [*cell.candidates(), cell.final(cell.lrs[0], cell.temperatures[0])]
         expected = sum(sweep.units for sweep in done)
         assert told == {"advance": pytest.approx(expected, rel=1e-6), "skip": 0.0}
@@ -588,9 +596,9 @@ def test_killed_at_random_moments_the_records_are_the_same(done, tmp_path, proce
     # a few kills: how much a killed process had saved depends on the machine, the test's end must not.
     wanted = records(done)
     wanted = {k: v for k, v in wanted.items() if not k.endswith(("results.csv", "cells.csv"))}
-    for name in ("warm", "whole"):
+    for target, arguments in ((int, ()), (_work, (tmp_path / "whole",))):
         start = time.monotonic()
-        process = processes.Process(target=_work, args=(tmp_path / name,))
+        process = processes.Process(target=target, args=arguments)
         process.start()
         finished(process)
         duration = time.monotonic() - start
