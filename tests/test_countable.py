@@ -83,6 +83,13 @@ def test_only_the_coordinates_used_get_a_gradient(closing: Any) -> None:
     assert any(g is None for g in gradients)
 
 
+def test_blocks_beyond_what_is_asked_for_stay_out_of_the_graph() -> None:
+    parameters = CountableParameters(4)
+    parameters.grow(16)
+    parameters(4)[0].sum().backward()
+    assert [p.grad is None for p in parameters._held()] == [False, True, True]
+
+
 @closings
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.05])
 def test_density_of_own_samples_agrees_with_that_of_points(

@@ -180,6 +180,12 @@ def test_linear_systems_are_those_of_the_derivatives(last: bool, num_categories:
 
 
 @both
+def test_what_float32_rounds_to_zero_is_ruled_out_too(family: Any) -> None:
+    q = family.from_logits(torch.tensor([0.0, 1.0, -200.0]), 0.5)
+    assert q.allowed.tolist() == [True, True, False]
+
+
+@both
 def test_zeros_are_ruled_out_as_by_a_mask(family: Any) -> None:
     p = torch.tensor(
         [[0.5, 0.0, 0.3, 0.2], [0.6, 0.4, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.1, 0.2, 0.3, 0.4]]

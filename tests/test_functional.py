@@ -201,6 +201,8 @@ def test_vertex_interpolation_is_its_formula_and_inverts() -> None:
     log_z = fn.log_vertex_interpolation(w.log(), t)
     torch.testing.assert_close(log_z.exp(), t * w + (1 - t) * vertex)
     torch.testing.assert_close(fn.log_vertex_interpolation_inverse(log_z, t).exp(), w)
+    half = torch.tensor([0.5, 0.25, 0.25], dtype=D)
+    assert fn.nearest_vertex(half.log()).tolist() == [False, False, True]
 
 
 def test_vertex_interpolation_log_det_is_that_of_autodiff() -> None:

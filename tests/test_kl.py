@@ -390,6 +390,16 @@ def test_monte_carlo_kl_outside_the_image_is_infinite() -> None:
     assert igr.monte_carlo_kl(q, p, num_samples=50) == torch.inf
 
 
+def test_monte_carlo_kl_of_a_face_against_the_whole_simplex_is_infinite() -> None:
+    loc, scale = parameters(4)
+    q = igr.SoftmaxIGR(loc, scale, 0.5, allowed=torch.tensor([True, False, True, True]))
+    for p in (
+        torch.distributions.LogisticNormal(loc, scale),
+        *(torch.distributions.Dirichlet(torch.full((4,), a, dtype=D)) for a in (0.5, 1.0, 2.0)),
+    ):
+        assert igr.monte_carlo_kl(q, p, num_samples=5) == torch.inf
+
+
 def test_monte_carlo_kl_differentiates_both() -> None:
     inputs = [x.requires_grad_() for x in _inputs()]
     q, p = (

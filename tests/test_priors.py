@@ -60,6 +60,18 @@ def test_hard_match_recovers_the_target(target: Any, family: Any, bound: float) 
 
 
 @pytest.mark.parametrize("family", [igr.SoftmaxIGR, igr.SharpStickBreakingIGR])
+def test_what_a_family_rules_out_is_no_part_of_the_target(family: Any) -> None:
+    masked = functools.partial(family, allowed=torch.tensor([True, False, True, True]))
+    q = match(torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=D), masked, 0.5)
+    wanted = torch.tensor([4.0, 0.0, 2.0, 1.0], dtype=D) / 7
+    torch.testing.assert_close(q.probs, wanted, rtol=0, atol=1e-5)
+
+
+def test_rounding_is_not_taken_for_what_was_cut() -> None:
+    match(torch.rand(1000, 7, dtype=D).softmax(-1), igr.GumbelSoftmax, 0.5)
+
+
+@pytest.mark.parametrize("family", [igr.SoftmaxIGR, igr.SharpStickBreakingIGR])
 def test_hard_match_by_an_independent_count(family: Any) -> None:
     """Each frequency within 4.5 standard errors: it fails by chance once in 15,000 seeds."""
     n = 100_000

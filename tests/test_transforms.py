@@ -129,8 +129,10 @@ def test_copies_are_equal_and_work(name: str) -> None:
 @each
 def test_cache(name: str) -> None:
     transform, x = MAPS[name]
+    inverse = transform.inv  # which torch keeps for as long as somebody else does
     cached = transform.with_cache(1)
     assert cached == transform
+    assert cached.inv.inv is cached is not inverse.inv
     torch.testing.assert_close(cached(x), transform(x))
     assert transform.with_cache(0) is transform
 

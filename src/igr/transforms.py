@@ -204,7 +204,6 @@ class StableTransform(Transform):
         other = copy.copy(self)
         other._cache_size = cache_size
         other._cached_x_y = None, None
-        other._inv = None
         return other
 
     def __eq__(self, other: object) -> bool:

@@ -100,7 +100,7 @@ class Prior(nn.Module):
         nn.Module.__init__(self)
         self.family = family
         self.schedule = scheduled(temperature)
-        self._initial = {name: value.detach().clone() for name, value in parameters.items()}
+        self._initial = {name: value.detach() for name, value in parameters.items()}
         for name, value in self._initial.items():
             self.register_buffer(name, value.to(device, dtype, copy=True))
 
