@@ -21,6 +21,7 @@ from igr.experiments.runs.cluster import Cluster
 from igr.experiments.runs.driver import Failed
 from igr.experiments.runs.engines import Here, Processes, cores
 from igr.experiments.runs.jobs import Context, Steps
+from igr.experiments.runs.progress import Board
 from left import records
 from tiny import TINY
 
@@ -141,6 +142,34 @@ def test_tasks_outlast_a_shortage(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     driver.run([Nap("short")], tmp_path, QUIET, Short(0.5))
     with pytest.raises(Failed, match=r"its workers kept being lost.* because it was killed"):
         driver.run([Nap("long")], tmp_path, QUIET, Short(30))
+
+
+class Losing(Here):
+    """Loses a task so many times, always after it has got on and left a file."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def poll(self, seconds: float) -> None:
+        if self.next is not None and self.times:
+            (key, *_), self.next = self.next, None
+            self.times -= 1
+            self.tell(key, "advance", 1.0)
+            self.tell(key, "file", Path("state"), "so far")
+            self.tell(key, "lost", "it was killed")
+        else:
+            super().poll(seconds)
+
+
+def test_a_task_that_gets_on_is_not_given_up_and_what_is_lost_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    monkeypatch.setattr(Board, "advance", lambda board, title, units: told.append(units))
+    driver.run([Nap("far")], tmp_path, QUIET, Losing(2 * driver._ATTEMPTS))
+    assert Nap("far").is_done(tmp_path)
+    assert told == [1.0, -1.0] * 2 * driver._ATTEMPTS
 
 
 def test_a_job_whose_part_fails_holds_nothing_any_more(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from igr.experiments import data
 from igr.experiments.errors import RecordError
 from igr.experiments.runs.records import Stack, SweepFolder, read_tensors
+from igr.experiments.runs.train import train_stack
 from igr.experiments.training.config import RunConfig, SweepConfig
 from igr.experiments.training.trainer import StackTrainer
 
@@ -117,3 +118,19 @@ def test_tensors_that_cannot_be_read_are_named() -> None:
     for content in contents:
         with pytest.raises(RecordError, match="a/file is damaged"):
             read_tensors(content, Path("a/file"))
+
+
+def test_what_a_kill_left_of_a_shared_file_is_removed(folder: SweepFolder) -> None:
+    (folder.path / ".results.csv.0123456789ab.tmp").write_text("half")
+    with folder.writing():
+        assert not list(folder.path.glob("*.tmp"))
+
+
+def test_seconds_go_on_from_those_that_were_saved(folder: SweepFolder) -> None:
+    stack = Stack(folder, RUNS)
+    stack.save(state_of(RUNS, 2))
+    train_stack(stack, data.load("digits").train[:100])
+    for run in stack.folders:
+        first, second, third = (row["seconds"] for row in run.metrics())
+        assert (first, second) == (4.0, 8.0)
+        assert third > 8.0
