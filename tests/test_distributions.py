@@ -485,10 +485,10 @@ def test_expand(case: Case) -> None:
 
 
 @over()
-@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1)])
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (3, 1, 1)])
 def test_temperature_for_each_element(case: Case, shape: tuple[int, ...]) -> None:
     """A tensor of temperatures gives what each temperature gives alone, at the broadcast batch shape."""
-    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)[: shape[0]]
     loc, scale = parameters(4, (3,))
     q = case.build(loc, scale, t.view(shape))
     batch = torch.broadcast_shapes(shape, (3,))

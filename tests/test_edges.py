@@ -711,3 +711,32 @@ def test_fake_tensors(case: Case) -> None:
                 found = q.discrete()
                 assert found.log_prob(found.sample()).shape == (5,)
                 assert q.conditional_rsample(found.sample()).shape == (5, 4)  # type: ignore[attr-defined]
+
+
+@over(lambda c: not c.foreign)
+@pytest.mark.parametrize("batch", [(3,), (3, 3), (1, 3)])
+def test_a_temperature_in_torchs_shape_makes_no_square_of_the_batch(
+    case: Case, batch: tuple[int, ...]
+) -> None:
+    """RelaxedOneHotCategorical takes (*batch, 1): of 3 elements that would come 3 times 3, without a word."""
+    each = torch.full((*batch, 1), 0.5, dtype=D)
+    with pytest.raises(ValueError, match=r"temperature: .*write temperature\.squeeze\(-1\)"):
+        case.some(4, batch, each)
+    assert case.some(4, batch, each.squeeze(-1)).batch_shape == batch
+    one = torch.full((1,) * (len(batch) + 1), 0.5, dtype=D)
+    assert case.some(4, batch, one).batch_shape == batch
+    # Every element at every temperature of a list that is no longer or shorter than the batch, on purpose.
+    assert case.some(4, (3,), torch.full((2, 1), 0.5, dtype=D)).batch_shape == (2, 3)
+    assert case.some(4, (1, 3), torch.full((3, 1), 0.5, dtype=D)).batch_shape == (3, 3)
+
+
+def test_other_parameters_in_torchs_shape() -> None:
+    each, z = torch.full((3, 1), 0.5), torch.zeros(3, 4)
+    for make in (
+        lambda: igr.SoftmaxIGR(z, z + 1, 0.5, delta=each),
+        lambda: igr.CountableIGR((z + 9, z + 1), each),
+        lambda: igr.SoftmaxIGR.from_logits(z, each),
+        lambda: igr.IGR.from_base(Independent(Laplace(z, z + 1), 1), igr.SoftmaxPlusPlus(each)),
+    ):
+        with pytest.raises(ValueError, match=r"squeeze\(-1\)"):
+            make()

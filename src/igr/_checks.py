@@ -334,6 +334,19 @@ def broadcast_batch(name: str, batch_shape: torch.Size, shape: torch.Size) -> to
         ) from None
 
 
+def one_each(name: str, value: Any, batch_shape: torch.Size) -> None:
+    """Raise ValueError where a tensor has the shape ``(*batch, 1)``, torch's for one value of each element.
+
+    Here it would broadcast to a batch of every element with every value of the last dimension.
+    """
+    if isinstance(value, Tensor) and value.numel() != 1 and value.shape == (*batch_shape, 1):
+        raise ValueError(
+            f"{name}: expected one value for each element, of shape {tuple(batch_shape)}, got {tuple(value.shape)}, "
+            f"which is how torch has it; write {name}.squeeze(-1), or expand the other parameters where a batch of "
+            f"shape {tuple(torch.broadcast_shapes(batch_shape, value.shape))} is meant"
+        )
+
+
 def broadcast(**tensors: Tensor) -> tuple[Tensor, ...]:
     """Broadcast tensors against each other, or raise ValueError that names them."""
     for name, value in tensors.items():

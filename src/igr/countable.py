@@ -331,6 +331,7 @@ class CountableIGR(Relaxation):
             self._precision = _check_precision(0.99 if precision is None else precision)
         temperature = _checks.temperature("temperature", temperature, validate_args)
         if isinstance(temperature, Tensor):
+            _checks.one_each("temperature", temperature, batch)
             batch = _checks.broadcast_batch("temperature", batch, temperature.shape)
         self.parameters = parameters
         self.temperature = temperature

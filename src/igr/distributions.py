@@ -703,6 +703,9 @@ class IGR(Relaxation, TransformedDistribution):
             raise _checks.unexpected("transform", transform, "a torch transform")
         self.transform = transform if isinstance(transform, Compose) else Compose([transform])
         n = base.event_shape[-1]
+        for part in self.transform.parts:
+            for name in ("temperature", "delta"):
+                _checks.one_each(name, getattr(part, name, None), base.batch_shape)
         _check_masks(base, self.transform)
         closed, domain = self.transform.codomain, self.transform.domain
         if not isinstance(closed, (type(simplex), type(constraints.simplex))):
@@ -1228,6 +1231,7 @@ class GumbelSoftmax(Relaxation):
             _checks.satisfies(
                 name, given, possible, "at least one possible category for each element"
             )
+        _checks.one_each("temperature", temperature, given.shape[:-1])
         if isinstance(temperature, Tensor) and temperature.dim():
             batch = _checks.broadcast_batch("temperature", given.shape[:-1], temperature.shape)
             given = given.expand(*batch, -1)
