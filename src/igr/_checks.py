@@ -339,7 +339,7 @@ def one_each(name: str, value: Any, batch_shape: torch.Size) -> None:
 
     Here it would broadcast to a batch of every element with every value of the last dimension.
     """
-    if isinstance(value, Tensor) and value.numel() != 1 and value.shape == (*batch_shape, 1):
+    if isinstance(value, Tensor) and value.shape == (*batch_shape, 1) and value.numel() != 1:
         raise ValueError(
             f"{name}: expected one value for each element, of shape {tuple(batch_shape)}, got {tuple(value.shape)}, "
             f"which is how torch has it; write {name}.squeeze(-1), or expand the other parameters where a batch of "
