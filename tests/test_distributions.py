@@ -702,3 +702,16 @@ def test_recovered_categorical_expands_with_its_error() -> None:
     plain = torch.distributions.OneHotCategorical(probs=torch.tensor([0.5, 0.5]))
     kl = torch.distributions.kl_divergence(found, plain)
     torch.testing.assert_close(kl, igr.plug_in_kl(igr.GumbelSoftmax(1.0, probs=found.probs), plain))
+
+
+@pytest.mark.parametrize("form", [igr.SoftmaxIGR, igr.SharpStickBreakingIGR])
+def test_a_weight_below_the_normal_numbers_has_a_density_and_no_gradient(
+    form: type[igr.IGR],
+) -> None:
+    z = torch.tensor([1e-310, 0.3, 0.7], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(2, dtype=torch.float64)
+    for q in (form(zero, zero + 1, 0.5), igr.GumbelSoftmax(0.5, logits=z.new_zeros(3))):
+        log_prob = q.log_prob(z)
+        (gradient,) = torch.autograd.grad(log_prob, z)
+        assert log_prob.isfinite()
+        assert gradient.isfinite().all()

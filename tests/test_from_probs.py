@@ -450,3 +450,11 @@ def test_one_call_makes_any_family_of_logits_or_probabilities(family: Any) -> No
         torch.testing.assert_close(q.probs, p, rtol=1e-5, atol=1e-6)
         assert q.rsample()[0, 1] == 0
         assert float(q.temperature) == 0.5
+
+
+def test_probabilities_of_hundreds_of_orders_of_magnitude_are_approached() -> None:
+    """By steps that are not too long: without a limit some would be missed by tenths."""
+    probs = torch.softmax(-600 * torch.rand(200, 10, dtype=D), -1)
+    scale = (4.6 * (torch.rand(200, 9, dtype=D) - 0.5)).exp()
+    _, left = _inverse.solve(probs, scale, sticks=False)
+    assert left.max() < 1e-3

@@ -303,3 +303,8 @@ def test_constraints_are_registered() -> None:
     torch.testing.assert_close(biject_to(corner).inv(w), x)
     assert not bool(corner.check(torch.tensor([0.5, 0.6])))
     assert biject_to(igr.SoftmaxIGR(x, x.exp(), 1.0).support).codomain is torch_constraints.simplex
+
+
+def test_the_simplex_allows_for_the_rounding_of_entries_below_the_normal_numbers() -> None:
+    n = 1_597_000  # whose inverse lies between two numbers of half precision
+    assert simplex.check(torch.full((n,), 1 / n, dtype=torch.float16))

@@ -165,6 +165,26 @@ def test_a_loss_of_the_wrong_kind_is_named(name: str) -> None:
         estimator(q, lambda z: 1.0)
     with pytest.raises(ValueError, match=r"^f: expected a floating-point tensor.*int64"):
         estimator(q, lambda z: torch.zeros(6, dtype=torch.long))
+    estimator.sample_axis = True
+    with pytest.raises(ValueError, match=r"^f: expected one value.*\(6, 2\).*\(5,\)"):
+        estimator(q, lambda z: torch.zeros(len(z), 5))
+
+
+def test_what_is_learned_begins_anew_whatever_became_of_what_was_given() -> None:
+    eta = torch.tensor(0.5)
+    estimator = Rebar(eta=eta)
+    eta.fill_(7.0)
+    estimator.reset_parameters()
+    assert estimator.eta == 0.5
+
+
+def test_a_loss_that_changes_its_shape_is_named() -> None:
+    shapes = iter([(6, 2), (6,)])
+    with pytest.raises(ValueError, match=r"^f: expected values of the same shape at each call$"):
+        UnorderedSet(2, sample_axis=True)(
+            GumbelSoftmax(0.5, logits=torch.zeros(6, 2, 3)),
+            lambda z: torch.zeros(len(z), *next(shapes)),
+        )
 
 
 @pytest.mark.parametrize(

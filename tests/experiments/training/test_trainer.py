@@ -370,7 +370,16 @@ def test_killed_amid_an_epoch_a_sweep_goes_on_to_the_same_end(
     assert_same(folder, uninterrupted)
 
 
-def test_a_stop_request_saves_the_last_epoch(tmp_path: Path, uninterrupted: SweepFolder) -> None:
+@pytest.mark.parametrize(("share", "epoch"), [(math.inf, 1), (-1.0, 2)])
+def test_a_stop_request_loses_no_finished_epoch(
+    share: float,
+    epoch: int,
+    tmp_path: Path,
+    uninterrupted: SweepFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the second of three epochs: at once where the first is saved, else at its end."""
+    monkeypatch.setattr(train, "_SAVING_SHARE", share)
     folder, runs = sweep(tmp_path)
     stack = Stack(folder, runs)
     with StopRequest() as stop:
@@ -387,8 +396,31 @@ def test_a_stop_request_saves_the_last_epoch(tmp_path: Path, uninterrupted: Swee
         assert stop.requested
         state = stack.load()
     assert state is not None
-    assert state["epoch"] in (1, 2)
+    assert state["epoch"] == epoch
     assert_same(train_all(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("share", "every", "saved"),
+    [(math.inf, 0.0, [1, 2, 3]), (math.inf, math.inf, [3]), (-1.0, 0.0, [3])],
+)
+def test_states_are_saved_as_often_as_they_may(
+    share: float, every: float, saved: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(train, "_SAVING_SHARE", share)
+    monkeypatch.setattr(Stack, "save", lambda stack, state: epochs.append(int(state["epoch"])))
+    train_stack(Stack(*sweep(tmp_path)), images(), every=every)
+    assert epochs == saved
+
+
+def test_metrics_are_written_while_training_goes_on(
+    tmp_path: Path, save_every_epoch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    monkeypatch.setattr(Stack, "write_metrics", lambda stack, each: rows.append(len(each[0])))
+    train_stack(Stack(*sweep(tmp_path)), images())
+    assert rows == [1, 2, 3, 3]
 
 
 def test_a_second_signal_stops_at_once() -> None:
