@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -99,8 +100,6 @@ class TestCell:
         sweep._dataset.cache_clear()
 
     def test_a_diverged_candidate_is_not_chosen(self, done, tmp_path):
-        import shutil
-
         root = tmp_path / "copy"
         shutil.copytree(done, root)
         cell, record = tiny(), read_cells(done)[0]
@@ -298,6 +297,24 @@ class TestHalving:
         expected = sum(sweep.units for sweep in done)
         assert told == {"advance": pytest.approx(expected, rel=1e-6), "skip": 0.0}
         assert 1 < cell.units / expected < 1.3  # what is close is counted on
+
+    def test_only_what_was_trained_to_the_end_is_chosen(self, halved_once, tmp_path):
+        root, cell = tmp_path / "copy", halved()
+        shutil.copytree(halved_once, root)
+        (record,) = read_cells(root)
+        cell.path(root).unlink()
+        other = next(
+            {"lr": c["lr"], "temperature": c["temperature"]}
+            for c in record["candidates"]
+            if c["epochs"] == 10 and c["temperature"] != record["chosen"]["temperature"]
+        )
+        first = next(s for s in cell.candidates() if s.config.lr == other["lr"])
+        for result in first.results(root):
+            if result.config.temperature == other["temperature"]:
+                path = result.run.path / f"{first.scorings[0].name}.json"
+                path.write_text(json.dumps({**json.loads(path.read_text()), "bound": 0.0}))
+        run(root, cell)
+        assert read_cells(root)[0]["chosen"] == record["chosen"]
 
     def test_leaves_no_states(self, halved_once):
         assert not list(halved_once.glob("sweeps/*/state/*.safetensors"))
