@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +127,54 @@ def test_own_gradient_is_that_of_the_mean_square(family_name: str, which: str) -
             flat[i] = kept
             numeric = (ends[0] - ends[1]) / (2 * h)
             assert float(own[name].view(-1)[i]) == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+
+
+@pytest.fixture
+def drawn() -> tuple[GumbelSoftmax, Callable[[Tensor], Tensor], Callable[[], tuple[Tensor, ...]]]:
+    """Four variables of three categories, a loss, and what gives its samples, values and slopes."""
+    c, seen = torch.tensor([1.0, -2.0, 3.0], dtype=DOUBLE), []
+
+    def f(b: Tensor) -> Tensor:
+        seen.append(b.detach())
+        return (b * c).sum(-1).square()
+
+    def found() -> tuple[Tensor, ...]:
+        b = torch.stack(seen)
+        return b, (b * c).sum(-1).square(), 2 * (b * c).sum(-1, keepdim=True) * c
+
+    logits = torch.randn(4, 3, dtype=DOUBLE, requires_grad=True)
+    return GumbelSoftmax(0.5, logits=logits), f, found
+
+
+def test_double_control_variate_is_its_formula(drawn: Any) -> None:
+    q, f, found = drawn
+    E.DoubleControlVariate(3, weight=0.7).double()(q, f).sum().backward()
+    (b, values, slope), p = found(), q.probs.detach()
+    others, mean = (slope.sum(0) - slope) / 2, slope.mean(0)
+    r = values - 0.7 * (others * (b - p)).sum(-1)
+    score = ((r - (r.sum(0) - r) / 2).unsqueeze(-1) * (b - p)).mean(0)
+    path = 0.7 * p * (mean - (mean * p).sum(-1, keepdim=True))
+    torch.testing.assert_close(q.logits.grad, score + path)
+
+
+def test_rodeo_has_linear_models_of_the_others(drawn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, f, found = drawn
+    network, given = E.Rodeo._network, []
+
+    def noted(self: E.Rodeo, module: nn.Module, linear: Tensor, level: Tensor) -> Tensor:
+        given.append((linear, level))
+        return network(self, module, linear, level)
+
+    monkeypatch.setattr(E.Rodeo, "_network", noted)
+    E.Rodeo(3).double()(q, f)
+    b, values, slope = found()
+    for i in range(3):
+        others = [j for j in range(3) if j != i]
+        there = sum(slope[j] - (slope[j] * b[j]).sum(-1, keepdim=True) for j in others) / 2
+        for linear, level in given:
+            expected = there if linear.dim() == 3 else (there * b[i]).sum(-1)
+            torch.testing.assert_close(linear[i], expected)
+            torch.testing.assert_close(level[i], values[others].mean(0))
 
 
 def test_own_gradient_is_a_mean_over_samples(monkeypatch: pytest.MonkeyPatch) -> None:
