@@ -178,8 +178,9 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> Any:
         raise RuntimeError(
-            "a conditional draw has first derivatives with respect to the distribution's parameters only; "
-            "differentiate a function of them with respect to something else, such as a control variate's parameters"
+            "a conditional draw, and the loc that from_logits and from_probs solve for, have first derivatives with "
+            "respect to the distribution's parameters only; differentiate a function of them with respect to something "
+            "else, such as a control variate's parameters, and for second derivatives give loc itself, as a head does"
         )
 
 
