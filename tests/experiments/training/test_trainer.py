@@ -23,6 +23,7 @@ from igr.experiments.runs.records import Stack, SweepFolder
 from igr.experiments.runs.stopping import Interrupted, StopRequest
 from igr.experiments.runs.train import load_model, train_stack
 from igr.experiments.training import config
+from igr.experiments.training.compute import flushed_denormals
 from igr.experiments.training.config import RunConfig, SweepConfig, stacks
 from igr.experiments.training.trainer import StackTrainer
 
@@ -421,6 +422,14 @@ def test_metrics_are_written_while_training_goes_on(
     monkeypatch.setattr(Stack, "write_metrics", lambda stack, each: rows.append(len(each[0])))
     train_stack(Stack(*sweep(tmp_path)), images())
     assert rows == [1, 2, 3, 3]
+
+
+def test_denormals_are_flushed_to_the_end_of_the_outer_block() -> None:
+    with flushed_denormals():
+        with flushed_denormals():
+            pass
+        assert torch.tensor(1e-40) * 0.5 == 0
+    assert torch.tensor(1e-40) * 0.5 > 0
 
 
 def test_a_second_signal_stops_at_once() -> None:
