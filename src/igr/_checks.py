@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,13 @@ def unwrapped(tensor: Tensor) -> Tensor | None:
     return tensor
 
 
+def as_list(tensor: Tensor) -> list[Any]:
+    """``tensor.tolist()``, which within `torch.func` not every version of torch has."""
+    if not is_transformed():
+        return tensor.tolist()
+    return [as_list(part) if part.dim() else part.item() for part in tensor]
+
+
 def _has_data(wrapped: Tensor) -> bool:
     tensor = unwrapped(wrapped)
     # Fake tensors and their like have a dispatch of their own.
@@ -88,7 +95,7 @@ def satisfies(name: str, value: Tensor, valid: Tensor, expected: str) -> None:
     if not values_can_be_read(value, valid) or bool(valid.all()):
         return
     bad = value[~valid] if valid.shape == value.shape else value
-    example = bad.detach().flatten()[:3].tolist()
+    example = as_list(bad.flatten()[:3])
     raise ValueError(
         f"{name}: expected {expected}, got a tensor of shape {tuple(value.shape)} "
         f"with {int((~valid).sum())} invalid element(s), such as {example}"
@@ -310,7 +317,8 @@ def broadcasts(shape: torch.Size, other: torch.Size) -> bool:
     """Whether two shapes broadcast."""
     if shape == other:
         return True
-    pairs = zip(reversed(shape), reversed(other), strict=False)
+    n = min(len(shape), len(other))
+    pairs = zip(shape[len(shape) - n :], other[len(other) - n :], strict=True)
     return all(a == b or 1 in (a, b) for a, b in pairs)
 
 
@@ -323,7 +331,7 @@ def fits_batch(name: str, shape: torch.Size, batch_shape: torch.Size) -> None:
         )
 
 
-def broadcast_batch(name: str, batch_shape: torch.Size, shape: torch.Size) -> torch.Size:
+def broadcast_batch(name: str, batch_shape: Sequence[int], shape: torch.Size) -> torch.Size:
     """Broadcast the shape of a parameter against the batch shape, or raise ValueError."""
     try:
         return torch.broadcast_shapes(batch_shape, shape)

@@ -75,37 +75,25 @@ def _quantile(p: float) -> float:
 class _Rule(NamedTuple):
     """The constants of the quadrature, all of them functions of the tolerance."""
 
-    tolerance: float
+    negligible: float
+    """Probability that may be left out at either end."""
+    cut: float
+    """Standard deviations beyond which a Gaussian is left out, c."""
+    unit: float
+    """The length a of the exponential map, in units of the smallest scale that matters."""
+    step: float
+    """Largest step in u: measured, the error, that of derivatives too, falls as exp(-1.5 / step) or faster."""
+    blend: float
+    """Steps over which the near end is approached, eta."""
+    lead: float
+    """Nodes spent on the near end."""
 
-    @property
-    def negligible(self) -> float:
-        """Probability that may be left out at either end."""
-        return self.tolerance / 100
-
-    @property
-    def cut(self) -> float:
-        """Standard deviations beyond which a Gaussian is left out, c."""
-        return _quantile(self.negligible)
-
-    @property
-    def unit(self) -> float:
-        """The length a of the exponential map, in units of the smallest scale that matters."""
-        return 0.2 * self.cut
-
-    @property
-    def step(self) -> float:
-        """Largest step in u: measured, the error, that of derivatives too, falls as exp(-1.5 / step) or faster."""
-        return -1.5 / math.log(self.tolerance)
-
-    @property
-    def blend(self) -> float:
-        """Steps over which the near end is approached, eta."""
-        return math.sqrt(-0.8 * math.log(self.tolerance)) / math.pi
-
-    @property
-    def lead(self) -> float:
-        """Nodes spent on the near end."""
-        return max(1.0, _quantile(self.negligible) - 1 / self.blend) * self.blend
+    @classmethod
+    def of(cls, tolerance: float) -> _Rule:
+        negligible, digits = tolerance / 100, -math.log(tolerance)
+        cut, blend = _quantile(negligible), math.sqrt(0.8 * digits) / math.pi
+        lead = max(1.0, cut - 1 / blend) * blend
+        return cls(negligible, cut, 0.2 * cut, 1.5 / digits, blend, lead)
 
     def num_nodes(self, log_reach: Tensor) -> Tensor:
         """Nodes that the tolerance needs where u runs up to log_reach, on a coarse scale: 16, 20, 25, 32, ..."""
@@ -406,7 +394,7 @@ def argmax_linearized(
         loc, scale, allowed = loc.T, scale.T, allowed.T
         takes_part, bounded = allowed[:-1], allowed[-1:]
         loc, scale = torch.where(takes_part, loc, 0.0), torch.where(takes_part, scale, 1.0)
-        rule = _Rule(1e-10)
+        rule = _Rule.of(1e-10)
         span = _place(loc, scale, bounded, takes_part, rule)
         first = (loc - span.origin) - span.start
         start, slope = _standardize(first, scale, takes_part)
@@ -492,7 +480,7 @@ def _log_integrals(
 ) -> Tensor:
     """log P(k) for k < K, ``(K-1, batch)``, in pieces of the batch."""
     double = loc.dtype == torch.float64
-    rule = _Rule(tolerance or (1e-10 if double else 1e-5))
+    rule = _Rule.of(tolerance or (1e-10 if double else 1e-5))
     num_gaussians, count = loc.shape
     if num_gaussians < 64:  # the longer of the two runs is innermost
         loc, scale = loc.contiguous(), scale.contiguous()
@@ -505,7 +493,7 @@ def _log_integrals(
         # those of like needs together
         needs = rule.num_nodes(span.log_reach.squeeze(0))
         levels, counts = needs.unique(return_counts=True)
-        nodes, sizes = levels.tolist() or [16], counts.tolist() or [0]
+        nodes, sizes = _checks.as_list(levels) or [16], _checks.as_list(counts) or [0]
         order = needs.argsort() if len(nodes) > 1 else None
     elif tolerance is not None:
         nodes = [int(rule.num_nodes(span.log_reach).max())]

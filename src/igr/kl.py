@@ -209,10 +209,8 @@ def _shared_maps(q: Distribution, p: Distribution) -> int:
         or p.allowed is not None
     ):
         return 0
-    count = 0
-    for mine, theirs in zip(reversed(q.transform.parts), reversed(p.transform.parts), strict=False):
-        if mine != theirs:
-            break
+    count, mine, theirs = 0, q.transform.parts, p.transform.parts
+    while count < min(len(mine), len(theirs)) and mine[-1 - count] == theirs[-1 - count]:
         count += 1
     # What is left of both must give points of the same space: R^(K-1), or the corner.
     return count if _gives_corner(q, count) == _gives_corner(p, count) else 0

@@ -166,12 +166,12 @@ def _probs(
         needs = torch.stack([steps, depth], -1).nan_to_num()  # what is NaN comes out as NaN
         needs, group = needs.unique(dim=0, return_inverse=True)
         order = group.argsort()
-        sizes = group.bincount().tolist()
+        sizes = _checks.as_list(group.bincount())
     if not rest:
         loc = loc + up.unsqueeze(-1)
     parts, room, before = [], max_elements, dict(made)
     made.clear()
-    for need, rows in zip(map(tuple, needs.tolist()), order.split(sizes), strict=True):
+    for need, rows in zip(map(tuple, _checks.as_list(needs)), order.split(sizes), strict=True):
         nodes = made[need] = before.get(need) or _Nodes(
             _COARSEST * 2 ** (-need[0] / _STEPS), need[1], loc, max_elements
         )

@@ -14,6 +14,7 @@ logarithms of all its K weights. The paper's forms are compositions:
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
@@ -189,7 +190,7 @@ class StableTransform(Transform):
         # Broadcasting is slow, and most maps have numbers for parameters.
         if added := self.batch_shape():
             name = "temperature and other parameters of the map"
-            batch = list(_checks.broadcast_batch(name, torch.Size(batch), added))
+            batch = list(_checks.broadcast_batch(name, batch, added))
         return torch.Size((*batch, last + by))
 
     def forward_shape(self, shape: Iterable[int]) -> torch.Size:
@@ -561,7 +562,7 @@ class Compose(ComposeTransform):
             flat.extend(part.parts if isinstance(part, ComposeTransform) else [part])
         if not flat:
             raise ValueError("parts: expected at least one transform, got none")
-        for first, second in zip(flat, flat[1:], strict=False):
+        for first, second in itertools.pairwise(flat):
             if _is_simplex(first.codomain) or (
                 second.domain is corner and first.codomain is not corner
             ):
@@ -604,7 +605,7 @@ class Compose(ComposeTransform):
         """Whether the composition reaches all of its codomain, for all that is known of its parts."""
         parts = self._stable
         # What takes the corner for a part of R^(K-1) never sees the rest.
-        kept = (a.codomain is b.domain for a, b in zip(parts, parts[1:], strict=False))
+        kept = (a.codomain is b.domain for a, b in itertools.pairwise(parts))
         return all(kept) and all(part.onto for part in parts)
 
     def _enter(self, i: int, x: Tensor) -> Tensor:

@@ -227,8 +227,9 @@ def refuse_transforms(name: str) -> None:
 
 def check_broadcasts(name: str, parameter: Tensor, shape: torch.Size) -> None:
     """Raise ValueError unless a learned parameter broadcasts to a shape."""
+    last = shape[max(0, len(shape) - parameter.dim()) :]
     if parameter.dim() > len(shape) or not all(
-        n in (1, m) for n, m in zip(reversed(parameter.shape), reversed(shape), strict=False)
+        n in (1, m) for n, m in zip(parameter.shape, last, strict=True)
     ):
         raise ValueError(
             f"{name}: expected a number, or a shape that broadcasts to {tuple(shape)}, got {tuple(parameter.shape)}"
