@@ -603,3 +603,10 @@ def test_a_guide_over_the_gaussian_has_several_categories() -> None:
     assert losses[1] < losses[0] - 0.3
     # A share of 0.1 among 300 draws is six standard errors below the 0.22 that was seen.
     assert float(shares[1][[0, 2]].min()) > 0.1
+
+
+def test_a_map_with_a_cache_has_an_inverse_of_its_own() -> None:
+    """Once Pyro is imported, copies of torch's transforms keep the inverse of what they are copied from."""
+    transform = igr.SoftmaxPlusPlus(0.5)
+    inverse = transform.inv
+    assert transform.with_cache().inv is not inverse

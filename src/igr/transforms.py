@@ -205,6 +205,7 @@ class StableTransform(Transform):
         other = copy.copy(self)
         other._cache_size = cache_size
         other._cached_x_y = None, None
+        other._inv = None  # which torch leaves out of a copy, unless Pyro is imported
         return other
 
     def __eq__(self, other: object) -> bool:

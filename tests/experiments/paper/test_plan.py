@@ -304,11 +304,11 @@ def test_a_page_counts_the_epochs_that_were_trained(tmp_path, monkeypatch):
 
 
 def test_the_most_complete_record_is_shown():
-    def record(*trained, **changes):
+    def record(*trained, seeds=5, **changes):
         full = {"name": "full", "stand_in": None, "epochs": 100, "train_images": 0}
         scale = {**full, "test_images": 0, "temperatures": [0.1], "lrs": [1e-3], **changes}
         candidates = [{"epochs": epochs} for epochs in trained]
-        return {"scale": scale, "runs": [{}] * 5, "candidates": candidates}
+        return {"scale": scale, "runs": [{}] * seeds, "candidates": candidates}
 
     in_order = [
         record(stand_in="digits"),
@@ -316,6 +316,7 @@ def test_the_most_complete_record_is_shown():
         record(name="full", epochs=5),
         record(test_images=500),
         record(),
+        record(100, 100, seeds=1, temperatures=[0.1, 0.5]),
         record(temperatures=[0.1, 0.5]),
         record(10, 10, 100, temperatures=[0.1, 0.5]),
         record(100, 100, temperatures=[0.1, 0.5]),

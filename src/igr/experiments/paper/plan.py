@@ -276,7 +276,8 @@ def _worth(record: Mapping[str, Any]) -> tuple[float, ...]:
     candidates = len(scale["temperatures"]) * len(scale["lrs"])
     trained = [candidate.get("epochs") for candidate in record["candidates"]]
     to_the_end = trained.count(trained[-1]) if trained else 0
-    return rank, scale["epochs"], *images, len(record["runs"]), candidates, to_the_end
+    chosen = candidates > 1
+    return rank, scale["epochs"], *images, chosen, len(record["runs"]), candidates, to_the_end
 
 
 def best_entries(root: Path) -> list[Entry]:
