@@ -1392,7 +1392,8 @@ def _check_masks(base: Distribution, transform: Compose) -> None:
     if all(mask is None for mask in masks):
         return
     known = transform.softmax_plus_plus is not None
-    if [type(part) for part in transform.parts] == [StickBreaking, Sharpen]:
+    first, *others = transform.parts
+    if type(first) is StickBreaking and len(others) == 1 and type(others[0]) is Sharpen:
         known = same_parameter(*masks) or not _checks.values_can_be_read(*masks)
     if not (known and _is_gaussian(base)):
         raise ValueError(
