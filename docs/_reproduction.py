@@ -165,14 +165,14 @@ def approximations() -> str:
 
 
 def missing(entries: Sequence[Entry]) -> str:
-    """What has not been run, or not with a choice of its own, by table and data set; and the hours on one core."""
+    """What has not been run, or not with the whole choice, by table and data set; and the hours on one core."""
     rows = []
     records = {_place(entry): entry.record for entry in entries if entry.record is not None}
     groups: dict[tuple[str, str], list[tuple[Entry, Cell]]] = {}
     for entry, cell in make_plan(list(TABLES), "full", Options()).entries:
         group = groups.setdefault(_place(entry)[:2], [])
-        record, chooses = records.get(_place(entry)), len(cell.temperatures) * len(cell.lrs) > 1
-        if record is None or (chooses and not record["candidates"]):
+        record = records.get(_place(entry))
+        if record is None or _count(record) < len(cell.temperatures) * len(cell.lrs):
             group.append((entry, cell))
     for (name, dataset), group in groups.items():
         if not group:
