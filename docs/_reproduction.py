@@ -200,6 +200,8 @@ def halving(entries: Sequence[Entry]) -> str:
         compared = sorted({each["epochs"] for each in candidates})
         if len(compared) < 2 or len(candidates) < len(compared) * _count(record):
             continue
+        if _count(record) <= 3:  # of so few halving leaves none out
+            continue
         everything = {
             (c["lr"], c["temperature"], c["epochs"]): c["held_out_bound"] for c in candidates
         }
@@ -344,6 +346,7 @@ def said() -> Said:
     losses = [better("mnist", "gs", row, of="table2") for row in rivals]
     behind, most = count(losses[0]), count(max(losses))
     units = [better("mnist", row, "gs", of="table2") for row in ("igr-i+unit", "igr-planar+unit")]
+    nonlinear = count(better("mnist", "gs", "igr-i", of="table3"))
     grey, ours = found["released", "omniglot-grey", "gs+grey"], found["table1", "omniglot", "gs"]
     images = ours.numbers("released_estimate")[0] - grey.numbers("released_estimate")[0]
     rate = better("omniglot-grey", "igr-i+grey", "igr-i+slow", of="released")
@@ -355,7 +358,7 @@ def said() -> Said:
             f"it is {count(beyond_paper('table1', 'mnist', 'gs'))} nats better",
             f"IGR-I stays ahead by {count(better('mnist', 'igr-i', 'gs'))}, IGR-SB not at all",
             f"on Omniglot it is ahead by {count(better('omniglot', 'igr-i', 'gs'))} nats",
-            f"were run, behind by {count(better('mnist', 'gs', 'igr-i', of='table3'))};",
+            f"were run, behind by {nonlinear};",
         ],
         "docs/errata.md": [f"[{behind} nats behind]"],
         "docs/reproduction.md": [
@@ -365,7 +368,7 @@ def said() -> Said:
             f"images account for {count(images)} nats of the Gumbel-Softmax's difference",
             f"the learning rate is about {count(rate)}, by the bound",
             f"left with {count(beyond_paper('released', 'omniglot-grey', 'gs+grey'))} nats",
-            f"{count(better('mnist', 'gs', 'igr-i', of='table3'))} nats ahead of IGR-I",
+            f"{nonlinear} nats ahead of IGR-I",
             f"by {units[0]:.1f} nats and IGR-Planar by {units[1]:.1f},",
             f"There its range is {min(near):g} to {max(near):g}.",
         ],
